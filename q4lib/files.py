@@ -1,0 +1,61 @@
+"""Files written whole or not at all: tensors with a few facts, and a SHA-256 over both."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, uint8
+
+
+class FileError(RuntimeError):
+    """A file that cannot be written, or cannot be trusted, in a sentence that names it."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put `content` at `path` by way of a temporary file, fsync and replace. FileError leaves what was there before."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from error
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], kind: str, facts: dict[str, Any]) -> None:
+    """Write one safetensors file of some `kind` ("checkpoint", say) that holds tensors and JSON facts. FileError."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # One entry: safetensors writes several in no fixed order, and equal content is to give equal files.
+    head = {"kind": kind, "facts": facts, "sha256": _digest(tensors, kind, facts)}
+    write_whole(path, save(tensors, {"q4lib": json.dumps(head)}))
+
+
+def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote. FileError if the file is missing, cut short, of another kind, or changed since."""
+    try:
+        with safe_open(path, "pt") as file:
+            head = json.loads((file.metadata() or {}).get("q4lib", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise FileError(f"{path} does not exist") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError(f"{path} is not a whole safetensors file ({error})") from None
+    if head.get("kind") != kind:
+        raise FileError(f"{path} is not a {kind} of q4lib (it is a {head.get('kind', 'file of another program')})")
+    if head.get("sha256") != _digest(tensors, kind, head.get("facts")):
+        raise FileError(f"{path} is damaged: its content does not match the SHA-256 it was written with")
+    return tensors, head["facts"]
+
+
+def _digest(tensors: dict[str, Tensor], kind: str, facts: Any) -> str:
+    digest = hashlib.sha256(f"{kind}\n{json.dumps(facts)}\n".encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(dtype=uint8).numpy().data)
+    return digest.hexdigest()

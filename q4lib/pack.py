@@ -1,0 +1,69 @@
+"""Real 4-bit storage: two codes a byte, so that a model's file is as small as its weights are coarse (V-F)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .files import FileError, load_tensors, save_tensors
+from .layers import FP32, quantized_layers
+from .models import MODELS
+from .quant import dequantize, quantize, scale
+
+KIND = "packed model, version 1"
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """int8 codes of any shape to a flat uint8 tensor: two's complement nibbles, low one first, up to 4 bits; else bytes."""
+    flat = codes.flatten().view(torch.uint8)
+    if bits > 4:
+        return flat
+    low, high = torch.cat([flat, flat.new_zeros(flat.numel() % 2)]).view(-1, 2).bitwise_and(0xF).unbind(1)
+    return low | high << 4
+
+
+def unpack_codes(packed: Tensor, shape: tuple[int, ...], bits: int) -> Tensor:
+    """The int8 codes that `pack_codes` packed, in their `shape`. ValueError if there are too few or too many."""
+    count = torch.Size(shape).numel()
+    if packed.numel() != (count if bits > 4 else (count + 1) // 2):
+        raise ValueError(f"{packed.numel()} bytes do not hold {count} codes of {bits} bits")
+    if bits > 4:
+        return packed.view(torch.int8).reshape(shape)
+    nibbles = torch.stack([packed & 0xF, packed >> 4], dim=1).flatten()[:count].view(torch.int8)
+    return ((nibbles ^ 8) - 8).reshape(shape)
+
+
+def save_model(path: Path, model: nn.Module, **facts: Any) -> None:
+    """Write a VGG4bit or SimpleResNet4bit packed: codes and FP32 scales; biases and batch norm FP32. FileError."""
+    layers = quantized_layers(model)
+    tensors = dict(model.state_dict())
+    for name, layer in layers.items():
+        if layer.bits != FP32:
+            weight = tensors.pop(f"{name}.weight").contiguous()
+            step = scale(weight, layer.bits, layer.per_channel)
+            tensors[f"{name}.scale"] = step
+            tensors[f"{name}.codes"] = pack_codes(quantize(weight, step, layer.bits), layer.bits)
+    facts |= {
+        "model": type(model).__name__.lower(),
+        "num_classes": list(layers.values())[-1].weight.shape[0],
+        "bits": {name: layer.bits for name, layer in layers.items()},
+        "per_channel": {name: layer.per_channel for name, layer in layers.items()},
+    }
+    save_tensors(path, tensors, KIND, facts)
+
+
+def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, ready to predict, with its weights on the grid, and its facts. FileError names a file it cannot trust."""
+    tensors, facts = load_tensors(path, KIND)
+    try:
+        model = MODELS[facts["model"]](facts["num_classes"])
+        for name, layer in quantized_layers(model).items():
+            layer.bits, layer.per_channel = facts["bits"][name], facts["per_channel"][name]
+            if layer.bits != FP32:
+                codes = unpack_codes(tensors.pop(f"{name}.codes"), tuple(layer.weight.shape), layer.bits)
+                tensors[f"{name}.weight"] = dequantize(codes, tensors.pop(f"{name}.scale"))
+        model.load_state_dict(tensors)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise FileError(f"{path} does not fit this version's models: {error}") from error
+    return model.eval(), facts

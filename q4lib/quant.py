@@ -1,0 +1,84 @@
+"""The grid: symmetric quantization to `2**bits - 1` levels, and the gradient that goes straight through it.
+
+    weight -> amax -> scale -> codes -> dequantize -> straight-through
+
+Equations are those of *True 4-bit training on CPU*. Half-precision weights are quantized in fp32 and returned in their own type.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def qmax(bits: int) -> int:
+    """Largest code, `2**(bits-1) - 1`: 7 at 4 bits; the smallest is `-qmax`. ValueError unless bits is 2..8."""
+    if not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise ValueError(f"bits must be 2..8, got {bits!r}")
+    return int(2 ** (bits - 1) - 1)
+
+
+def amax(w: Tensor, per_channel: bool = False) -> Tensor:
+    """Range of the grid, `max|w|` (eq 5): scalar, or (out, 1, ...) per output channel. ValueError on nan or infinity."""
+    w = w.detach()
+    a = w.abs().amax(tuple(range(1, w.dim())), keepdim=True) if per_channel and w.dim() > 1 else w.abs().max()
+    if not a.isfinite().all():
+        raise ValueError("a weight is nan or infinite: training has diverged, try a lower learning rate")
+    return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
+
+
+def scale(w: Tensor, bits: int = 4, per_channel: bool = False) -> Tensor:
+    """Step between neighbouring levels, `max|w| / qmax`: shaped like `amax`, in the units of `w` (eqs 2 and 5)."""
+    return amax(w, per_channel) / qmax(bits)
+
+
+def quantize(w: Tensor, scale: Tensor, bits: int = 4) -> Tensor:
+    """Integer codes in `-qmax..qmax`, ties to even: int8, shaped like `w` (eqs 1 and 3). A scale of 0 gives zeros."""
+    q = qmax(bits)
+    return (w.detach() / scale.masked_fill(scale == 0, 1)).round_().clamp_(-q, q).to(torch.int8)
+
+
+def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
+    """Weights on the grid, `codes * scale`: shaped like `codes`, in the scale's type (eq 4)."""
+    return codes * scale
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward: the grid (eq 6). Backward: the identity (eq 7).
+
+    Eq 8's `w + (wq - w).detach()` means the same, but rounds twice, which moves some levels by an ulp.
+    """
+
+    @staticmethod
+    def forward(ctx: object, w: Tensor, bits: int, per_channel: bool) -> Tensor:
+        s = scale(w, bits, per_channel)
+        return dequantize(quantize(w, s, bits), s).to(w.dtype)
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0], None, None
+
+
+def fake_quantize(w: Tensor, bits: int = 4, per_channel: bool = False) -> Tensor:
+    """`w` rounded to its own grid, in floats; its gradient is exactly 1 everywhere (eqs 6-8). Shape and type of `w`."""
+    return _StraightThrough.apply(w, bits, per_channel)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def statistics(w: Tensor, bits: int = 4, per_channel: bool = False) -> dict[str, float]:
+    """How a tensor uses its grid: `levels` in use, `entropy` of the codes in bits, share of `zeros`, `sqnr` in dB, `amax`.
+
+    `sqnr` is the signal-to-quantization-noise ratio, `10 log10(sum w**2 / sum (w - wq)**2)`, infinite without an error.
+    """
+    s = scale(w, bits, per_channel)
+    codes = quantize(w, s, bits)
+    w, wq = w.detach().double(), dequantize(codes, s.double())
+    share = codes.int().add(qmax(bits)).flatten().bincount() / codes.numel()
+    share = share[share > 0].double()
+    signal, noise = w.square().sum().item(), (w - wq).square().sum().item()
+    return {
+        "levels": len(share),
+        "entropy": abs((share * share.log2()).sum().item()),
+        "zeros": (codes == 0).double().mean().item(),
+        "sqnr": 10 * math.log10(signal / noise) if noise and signal else math.inf,
+        "amax": w.abs().max().item(),
+    }

@@ -1,0 +1,91 @@
+"""Recipes: every hyperparameter of a run in one place, and the name of the folder that the run gets."""
+
+import math
+from dataclasses import asdict, dataclass
+
+from .data import SOURCES
+from .layers import FP32
+from .models import MODELS
+from .quant import qmax
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every hyperparameter of a run. `crop` in pixels, `val` in images held out of the training set.
+
+    `schedule_epochs` is the cosine's half period: longer runs climb again, shorter ones end early. `select` says which
+    epoch's model is kept: the last, or the best on the validation split (never on the test set). `precision` auto times
+    fp32 against bf16 here and keeps the faster.
+    """
+
+    name: str
+    data: str = "cifar10"
+    model: str = "vgg4bit"
+    bits: int = 4
+    per_channel: bool = False
+    seed: int = 0
+    epochs: int = 150
+    schedule_epochs: int = 100
+    batch_size: int = 128
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 5e-4
+    grad_clip: float | None = 0.5
+    soft_clip: float | None = 3.0
+    dropout: float = 0.5
+    crop: int = 4
+    flip: bool = True
+    val: int = 0
+    select: str = "last"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("data", SOURCES),
+            ("model", MODELS),
+            ("select", ("last", "val")),
+            ("precision", ("fp32", "bf16", "auto")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.bits != FP32:
+            qmax(self.bits)
+        for name, least in (("epochs", 1), ("schedule_epochs", 1), ("batch_size", 2), ("crop", 0), ("val", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.select == "val" and not self.val:
+            raise ValueError("select=val needs a validation split: give --val, 5000 say")
+
+    def learning_rate(self, epoch: int) -> float:
+        """The rate of an epoch, counted from 1: a half cosine from `lr` to 0, which climbs again after `schedule_epochs`."""
+        return self.lr * (1 + math.cos(math.pi * (epoch - 1) / self.schedule_epochs)) / 2
+
+
+RECIPES = {
+    # As the paper ran it, but for the 1e-8 its code adds to max|w|. 92.34 % is its best of 150 epochs on the test set.
+    "paper": Recipe("paper", precision="fp32"),
+    "digits": Recipe(
+        "digits",
+        data="digits",
+        model="simpleresnet4bit",
+        epochs=20,
+        schedule_epochs=20,
+        batch_size=64,
+        lr=5e-3,
+        dropout=0.0,
+        crop=2,
+        flip=False,
+        precision="fp32",
+    ),
+}
+
+
+def run_name(recipe: Recipe, device: str = "cpu") -> str:
+    """The run folder's name: `<recipe>[.<change>...]-<data>-b<bits>-s<seed>`, a change for each departure."""
+    changes = []
+    for key, value in asdict(recipe).items():
+        if key not in ("name", "data", "bits", "seed") and value != getattr(RECIPES[recipe.name], key):
+            changes.append({"epochs": f"e{value}", "model": str(value)}.get(key, f"{key}={value}".replace(" ", "")))
+    changes += ["gpu"] if device.startswith("cuda") else []
+    return f"{'.'.join([recipe.name, *changes])}-{recipe.data}-b{recipe.bits}-s{recipe.seed}"

@@ -1,0 +1,308 @@
+"""The run: the loop, its log and its checkpoint; killed at any moment, it goes on to the same last bit."""
+
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .data import SOURCES, Dataset, batches, home, load, normalize
+from .files import FileError, load_tensors, save_tensors, write_whole
+from .layers import FP32, quantized_layers
+from .machine import describe
+from .models import MODELS
+from .optim import QuantAwareAdamW
+from .pack import save_model
+from .quant import statistics
+from .recipes import RECIPES, Recipe, run_name
+
+__all__ = ["RECIPES", "Recipe", "RunError", "evaluate", "fit", "read_log", "reported", "run_name", "train_step"]
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on, in a sentence that says why and what to do."""
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, precision: str = "fp32"
+) -> tuple[float, int]:
+    """One step on normalized images: the mean loss and how many of the batch were right."""
+    optimizer.zero_grad()
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(x)
+        loss = F.cross_entropy(logits, y)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.item(), int((logits.argmax(1) == y).sum())
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, x: Tensor, y: Tensor, data: str, precision: str = "fp32") -> tuple[float, float]:
+    """Mean loss and accuracy in percent on uint8 images (N, 3, 32, 32), single view; leaves the model in eval mode."""
+    model.eval()
+    loss, right = 0.0, 0
+    for images, labels in zip(x.split(500), y.split(500), strict=True):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(normalize(images, data).contiguous(memory_format=torch.channels_last))
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        right += int((logits.argmax(1) == labels).sum())
+    return loss / len(y), 100 * right / len(y)
+
+
+def step_seconds(recipe: Recipe, precision: str, device: str = "cpu", size: int | None = None, steps: int = 3) -> float:
+    """Seconds of the fastest of a few training steps on random images, `size` of them (the recipe's batch by default)."""
+    with torch.random.fork_rng():
+        model, optimizer = _build(recipe, SOURCES[recipe.data].classes, device)
+        size = size or recipe.batch_size
+        x = torch.randn(size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+        y = torch.zeros(size, dtype=torch.long, device=device)
+        seconds = []
+        for _ in range(steps + 1):
+            start = time.perf_counter()
+            train_step(model, optimizer, x, y, precision)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def faster_precision(recipe: Recipe, device: str = "cpu") -> str:
+    """The recipe's precision; for auto, the faster of fp32 and bf16 on 32 images (bf16 can be 40 times slower)."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    return min(("fp32", "bf16"), key=lambda precision: step_seconds(recipe, precision, device, size=32))
+
+
+def read_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run's `log.jsonl`: the facts of its first line, and its epochs. RunError if a line is damaged."""
+    path = Path(folder) / "log.jsonl"
+    try:
+        first, *epochs = [json.loads(line) for line in path.read_text().splitlines()]
+        return first["run"], epochs
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path} is not a whole log of a run ({error})") from error
+
+
+def reported(epochs: list[dict[str, Any]], select: str) -> dict[str, Any]:
+    """The epoch a run reports: its last, or the first with the best validation accuracy."""
+    return epochs[-1] if select == "last" else max(epochs, key=lambda epoch: epoch["val_acc"])
+
+
+def fit(
+    recipe: Recipe,
+    folder: Path | None = None,
+    *,
+    device: str | None = None,
+    progress: bool = True,
+    save_every: float = 60.0,
+    on_epoch: Callable[[Path], None] = lambda folder: None,
+) -> Path:
+    """Train, or go on where a killed run stopped, and return the run folder; a finished run is left as it is.
+
+    Writes `recipe.json`, `log.jsonl`, `checkpoint.safetensors` (every `save_every` seconds and after every epoch) and
+    `model.safetensors` (packed). `on_epoch` is called after each epoch. The device is CUDA where there is one, else the
+    CPU. RunError, FileError and DataError say what is wrong.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = Path(folder or home() / "runs" / run_name(recipe, device))
+    with _alone(folder):
+        _Run(recipe, folder, load(recipe.data), device).train(progress, save_every, on_epoch)
+    return folder
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two processes in one run folder would spoil its log. The lock lies elsewhere: not every file system can lock."""
+    name = sha1(str(folder.resolve()).encode()).hexdigest()
+    try:
+        with FileLock(Path(tempfile.gettempdir()) / f"q4-{name}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise RunError(f"another process is training in {folder}: wait for it, or give another --out") from None
+
+
+def _build(recipe: Recipe, num_classes: int, device: str) -> tuple[nn.Module, QuantAwareAdamW]:
+    torch.manual_seed(recipe.seed)
+    model = MODELS[recipe.model](num_classes, recipe.bits, recipe.per_channel, recipe.dropout)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    chosen = {key: getattr(recipe, key) for key in ("lr", "betas", "eps", "weight_decay", "grad_clip", "soft_clip")}
+    return model, QuantAwareAdamW(model.parameters(), **chosen)
+
+
+class _Run:
+    """The state of a run: everything that a checkpoint holds, and the files it is written to."""
+
+    def __init__(self, recipe: Recipe, folder: Path, data: Dataset, device: str) -> None:
+        self.recipe, self.folder, self.data, self.device = recipe, folder, data, device
+        self.log, self.checkpoint = folder / "log.jsonl", folder / "checkpoint.safetensors"
+        x, y = data.x_train.to(device), data.y_train.to(device)
+        split = len(x) - recipe.val
+        if split < 2:
+            raise RunError(f"val must leave images to train on: {recipe.data} has {len(x)}, got {recipe.val}")
+        self.x, self.y, self.x_val, self.y_val = x[:split], y[:split], x[split:], y[split:]
+        self.x_test, self.y_test = data.x_test.to(device), data.y_test.to(device)
+        # TF32 is not fp32, and cuDNN's fastest kernels add in no fixed order.
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+        self.saved = time.perf_counter()
+        if not self.checkpoint.exists():
+            self._start()
+        else:
+            self._resume()
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch; a last batch of one image is left out."""
+        whole, last = divmod(len(self.x), self.recipe.batch_size)
+        return whole + (last > 1)
+
+    def _start(self) -> None:
+        if self.log.exists() and read_log(self.folder)[1]:
+            raise RunError(f"{self.folder} holds a log but no checkpoint to go on from: give another --out")
+        self.facts = {
+            "recipe": asdict(self.recipe),
+            **describe(self.device),
+            "precision": faster_precision(self.recipe, self.device),
+            "memory_format": "channels_last",
+            "data_digest": self.data.digest,
+        }
+        self.at: dict[str, Any] = {"epoch": 1, "step": 0, "loss": 0.0, "right": 0, "seen": 0, "seconds": 0.0}
+        self.model, self.optimizer = _build(self.recipe, len(self.data.classes), self.device)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot make the run folder {self.folder}: {error.strerror}") from error
+        write_whole(self.folder / "recipe.json", json.dumps(asdict(self.recipe), indent=2).encode())
+        write_whole(self.log, json.dumps({"run": self.facts}).encode() + b"\n")
+        self.save()
+
+    def _resume(self) -> None:
+        try:
+            tensors, saved = load_tensors(self.checkpoint, "checkpoint")
+        except FileError as error:
+            raise RunError(f"{error}: delete {self.folder} to start again, or give another --out") from error
+        self.facts, self.at = saved["run"], saved["at"]
+        asked = {**json.loads(json.dumps(asdict(self.recipe))), "data_digest": self.data.digest}
+        begun = {**self.facts["recipe"], "data_digest": self.facts["data_digest"]}
+        changed = [f"{key} {begun.get(key)} -> {asked.get(key)}" for key in asked | begun if begun.get(key) != asked.get(key)]
+        if changed:
+            raise RunError(f"{self.folder} was begun with another recipe ({', '.join(changed)}): give another --out")
+        lines = self.log.read_text().splitlines(keepends=True) if self.log.exists() else []
+        if len(lines) < self.at["epoch"]:
+            raise RunError(f"{self.log} has lost epochs that its checkpoint has: restore it, or give another --out")
+        if len(lines) > self.at["epoch"]:
+            write_whole(self.log, "".join(lines[: self.at["epoch"]]).encode())
+        torch.set_num_threads(self.facts["threads"])
+        self.model, self.optimizer = _build(self.recipe, len(self.data.classes), self.device)
+        self.model.load_state_dict({key[6:]: tensor for key, tensor in tensors.items() if key.startswith("model/")})
+        for i, p in enumerate(self.model.parameters()):
+            for key in [key for key in tensors if key.startswith(f"optimizer/{i}/")]:
+                # A fused step reads raw memory: its state must lie as the weight does.
+                value = torch.empty_like(p).copy_(tensors[key]) if tensors[key].shape == p.shape else tensors[key].to(p.device)
+                self.optimizer.state[p][key.rsplit("/", 1)[1]] = value.detach()
+        torch.set_rng_state(tensors["rng/cpu"])
+        if "rng/cuda" in tensors and self.device != "cpu":
+            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
+
+    def save(self) -> None:
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for i, p in enumerate(self.model.parameters()):
+            tensors |= {f"optimizer/{i}/{key}": value for key, value in self.optimizer.state[p].items()}
+        tensors["rng/cpu"] = torch.get_rng_state()
+        if self.device != "cpu":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        save_tensors(self.checkpoint, tensors, "checkpoint", {"run": self.facts, "at": self.at})
+        self.saved = time.perf_counter()
+
+    def train(self, progress: bool, save_every: float, on_epoch: Callable[[Path], None]) -> None:
+        first, last = self.at["epoch"], self.recipe.epochs
+        barred = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        began = time.perf_counter()
+        with tqdm(
+            total=last * self.steps, initial=(first - 1) * self.steps + self.at["step"], unit="step", disable=not barred
+        ) as bar:
+            for epoch in range(first, last + 1):
+                bar.set_description(f"epoch {epoch}/{last}")
+                self._train_epoch(bar, save_every)
+                line = self._finish_epoch()
+                told = f"train {line['train_acc']:.2f} %, test {line['test_acc']:.2f} %"
+                bar.set_postfix_str(told)
+                if progress and not barred:
+                    left = (time.perf_counter() - began) / (epoch - first + 1) * (last - epoch)
+                    print(f"epoch {epoch}/{last}: {told}, {line['seconds']:.0f} s, {left / 60:.0f} min left", flush=True)
+                on_epoch(self.folder)
+
+    def _train_epoch(self, bar: Any, save_every: float) -> None:
+        recipe, at = self.recipe, self.at
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(at["epoch"])
+        self.model.train()
+        began = time.perf_counter() - at["seconds"]
+        drawn = batches(
+            self.x, self.y, recipe.batch_size,
+            seed=recipe.seed, epoch=at["epoch"], crop=recipe.crop, flip=recipe.flip, start=at["step"],
+        )  # fmt: skip
+        for images, labels in drawn:
+            x = normalize(images, recipe.data).contiguous(memory_format=torch.channels_last)
+            loss, right = train_step(self.model, self.optimizer, x, labels, self.facts["precision"])
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"the loss became {loss} in epoch {at['epoch']}, step {at['step'] + 1}: try a lower learning rate, "
+                    f"such as --set lr={recipe.lr / 10:g}; the last checkpoint is in {self.folder}"
+                )
+            at["step"] += 1
+            at["loss"] += loss * len(labels)
+            at["right"] += right
+            at["seen"] += len(labels)
+            at["seconds"] = time.perf_counter() - began
+            bar.update()
+            if time.perf_counter() - self.saved > save_every:
+                self.save()
+
+    def _finish_epoch(self) -> dict[str, Any]:
+        """Evaluate, then write the log's line, the model and the checkpoint: in this order a kill repeats the rest."""
+        recipe, at, began = self.recipe, self.at, time.perf_counter()
+        check = (recipe.data, self.facts["precision"])
+        val_acc = evaluate(self.model, self.x_val, self.y_val, *check)[1] if recipe.val else None
+        test_loss, test_acc = evaluate(self.model, self.x_test, self.y_test, *check)
+        layers = {
+            name: {key: value for key, value in statistics(layer.weight, layer.bits, layer.per_channel).items() if key != "zeros"}
+            for name, layer in quantized_layers(self.model).items() if layer.bits != FP32
+        }
+        line = {
+            "epoch": at["epoch"],
+            "train_loss": at["loss"] / at["seen"],
+            "train_acc": 100 * at["right"] / at["seen"],
+            "val_acc": val_acc,
+            "test_loss": test_loss,
+            "test_acc": test_acc,
+            "lr": recipe.learning_rate(at["epoch"]),
+            "seconds": at["seconds"] + time.perf_counter() - began,
+            "layers": layers,
+        }
+        try:
+            with self.log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise FileError(f"cannot write {self.log}: {error.strerror}; the last checkpoint is intact") from error
+        best = reported(read_log(self.folder)[1], recipe.select)["epoch"] == at["epoch"]
+        if best and (recipe.select == "val" or at["epoch"] == recipe.epochs):
+            save_model(
+                self.folder / "model.safetensors", self.model,
+                data=recipe.data, classes=self.data.classes, recipe=recipe.name, epoch=at["epoch"], test_acc=test_acc,
+            )  # fmt: skip
+        self.at = {"epoch": at["epoch"] + 1, "step": 0, "loss": 0.0, "right": 0, "seen": 0, "seconds": 0.0}
+        self.save()
+        return line

@@ -22,7 +22,7 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from and what it must be: `mean` and `std` of its pixels in 0..1, `digest` as `Dataset`'s."""
+    """Where a data set comes from, what it must be (`digest` as `Dataset`'s), and its pixels' mean and deviation."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -79,7 +79,7 @@ DIGITS_HELD_OUT = 360
 class Dataset:
     """Images uint8 (N, 3, 32, 32), labels int64 (N,), both sorted by the SHA-1 of the pixels, whatever the source.
 
-    `digest` is the SHA-256 of all four, so that one digest means the same images in the same order.
+    `digest` is a SHA-256 over all four: one digest means the same images in the same order.
     """
 
     name: str
@@ -122,15 +122,14 @@ def load(name: str) -> Dataset:
     except Exception as error:
         raise DataError(f"{path} is damaged ({error}): delete it, then `q4 data get {name}`") from error
     train, test, classes = parts
-    x_train, y_train = _in_order(*train)
-    x_test, y_test = _in_order(*test)
+    arrays = *_in_order(*train), *_in_order(*test)
     digest = hashlib.sha256()
-    for array in (x_train, y_train, x_test, y_test):
-        digest.update(np.ascontiguousarray(array).data)
-    if source.digest and digest.hexdigest() != source.digest:
+    for array in arrays:
+        digest.update(array.data)
+    if source.digest not in (None, digest.hexdigest()):
         raise DataError(f"{path} does not hold the images of {name}: delete it, then `q4 data get {name}`")
-    tensors = [torch.from_numpy(array) for array in (x_train, y_train, x_test, y_test)]
-    return Dataset(name, *tensors, classes=classes, digest=digest.hexdigest())
+    x_train, y_train, x_test, y_test = map(torch.from_numpy, arrays)
+    return Dataset(name, x_train, y_train, x_test, y_test, classes, digest.hexdigest())
 
 
 def normalize(images: Tensor, name: str) -> Tensor:
@@ -140,13 +139,31 @@ def normalize(images: Tensor, name: str) -> Tensor:
     return images.float().sub_(mean).div_(std)
 
 
+def read_picture(path: Path) -> Tensor:
+    """Any picture as uint8 (1, 3, 32, 32): its middle square, RGB, transparency on white. DataError if it is none."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I"):
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            picture = picture.convert("RGBA")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as a picture: {error}") from None
+    white = Image.new("RGBA", picture.size, "white")
+    picture = ImageOps.fit(Image.alpha_composite(white, picture).convert("RGB"), (32, 32), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+
+
 def batches(
     x: Tensor, y: Tensor, size: int, *, seed: int, epoch: int, crop: int = 0, flip: bool = False, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Shuffled batches uint8 (size, 3, H, W) and labels, beginning with number `start`, on the device of `x`.
 
-    Each image is shifted by up to `crop` pixels into black and, with `flip`, mirrored half the time; everything is drawn
-    from (seed, epoch), so an epoch can be entered in its middle. A last batch of one image is left out: batch norm needs two.
+    Each image is shifted by up to `crop` pixels into black and, with `flip`, mirrored half the time. Everything is
+    drawn from (seed, epoch), so that an epoch can be entered in its middle. A last batch of one image is left out,
+    because batch norm needs two.
     """
     n, side = len(x), x.shape[-1]
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

@@ -1,7 +1,6 @@
-"""One file of known size and md5, from whichever mirror has it.
+"""One file of known size and md5, from whichever mirror has it."""
 
-Our own, as pooch, torch.hub and torchvision know no second mirror, resuming or least speed, and Colab has no aria2."""
-
+# Our own: pooch, torch.hub and torchvision know no second mirror, resuming or least speed, and Colab has no aria2.
 import hashlib
 import os
 import re

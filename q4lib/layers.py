@@ -1,6 +1,6 @@
 """Layers whose weights pass through the grid: drop-in for torch's, with the paper's initialization (III-A to III-C)."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ FP32 = 32
 class QuantizedWeight(nn.Module):
     """What both layers share: `bits` (2..8, or 32 for the FP32 twin), `per_channel`, and the weight on its grid."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Any
     fan_in_gain = 1.0
 
     def __init__(self, *args: Any, bits: int = 4, per_channel: bool = False, **kwargs: Any) -> None:
@@ -31,7 +31,7 @@ class QuantizedWeight(nn.Module):
             nn.init.zeros_(self.bias)
 
     def quantized_weight(self) -> Tensor:
-        """The weight that the forward pass uses, on the grid: the shape of `weight`. ValueError that names the layer."""
+        """The weight that the forward pass uses: `weight` on its grid, same shape. ValueError that names the layer."""
         if self.bits == FP32:
             return self.weight
         try:
@@ -44,16 +44,16 @@ class QuantizedWeight(nn.Module):
 
 
 class Conv4bit(QuantizedWeight, nn.Conv2d):
-    """`nn.Conv2d` with its weight (out, in, kh, kw) on a grid of `bits`; starts normal with variance 2 / (in * kh * kw)."""
+    """`nn.Conv2d` with its weight (out, in, kh, kw) on the grid; starts normal, variance 2 / (in * kh * kw)."""
 
     fan_in_gain = 2.0
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.quantized_weight(), self.bias)
+        return cast(Tensor, self._conv_forward(input, self.quantized_weight(), self.bias))
 
 
 class Linear4bit(QuantizedWeight, nn.Linear):
-    """`nn.Linear` with its weight (out, in) on a grid of `bits`; starts normal with variance 1 / in."""
+    """`nn.Linear` with its weight (out, in) on the grid; starts normal, variance 1 / in."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.quantized_weight(), self.bias)

@@ -20,9 +20,7 @@ class VGG4bit(nn.Sequential):
         channels = 3
         for block, width in enumerate((64, 128, 256), start=1):
             for i in (1, 2):
-                layers[f"conv{block}_{i}"] = Conv4bit(
-                    channels, width, 3, padding=1, bits=bits, per_channel=per_channel
-                )
+                layers[f"conv{block}_{i}"] = Conv4bit(channels, width, 3, padding=1, bits=bits, per_channel=per_channel)
                 layers[f"bn{block}_{i}"] = nn.BatchNorm2d(width)
                 layers[f"relu{block}_{i}"] = nn.ReLU(inplace=True)
                 channels = width

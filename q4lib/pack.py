@@ -15,7 +15,7 @@ KIND = "packed model, version 1"
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """int8 codes of any shape to a flat uint8 tensor: two's complement nibbles, low one first, up to 4 bits; else bytes."""
+    """int8 codes to a flat uint8 tensor: two a byte up to 4 bits (two's complement, low nibble first), else one."""
     flat = codes.flatten().view(torch.uint8)
     if bits > 4:
         return flat
@@ -54,7 +54,7 @@ def save_model(path: Path, model: nn.Module, **facts: Any) -> None:
 
 
 def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The model, ready to predict, with its weights on the grid, and its facts. FileError names a file it cannot trust."""
+    """The model, ready to predict, its weights on the grid, and its facts. FileError names a file it cannot trust."""
     tensors, facts = load_tensors(path, KIND)
     try:
         model = MODELS[facts["model"]](facts["num_classes"])

@@ -2,7 +2,8 @@
 
     weight -> amax -> scale -> codes -> dequantize -> straight-through
 
-Equations are those of *True 4-bit training on CPU*. Half-precision weights are quantized in fp32 and returned in their own type.
+Equations are those of *True 4-bit training on CPU*. Half-precision weights are quantized in fp32, and come back in
+their own type.
 """
 
 import math
@@ -19,7 +20,7 @@ def qmax(bits: int) -> int:
 
 
 def amax(w: Tensor, per_channel: bool = False) -> Tensor:
-    """Range of the grid, `max|w|` (eq 5): scalar, or (out, 1, ...) per output channel. ValueError on nan or infinity."""
+    """Range of the grid, `max|w|` (eq 5): scalar, or (out, 1, ...) per channel. ValueError on nan or infinity."""
     w = w.detach()
     a = w.abs().amax(tuple(range(1, w.dim())), keepdim=True) if per_channel and w.dim() > 1 else w.abs().max()
     if not a.isfinite().all():
@@ -61,13 +62,13 @@ class _StraightThrough(torch.autograd.Function):
 
 def fake_quantize(w: Tensor, bits: int = 4, per_channel: bool = False) -> Tensor:
     """`w` rounded to its own grid, in floats; its gradient is exactly 1 everywhere (eqs 6-8). Shape and type of `w`."""
-    return _StraightThrough.apply(w, bits, per_channel)  # type: ignore[no-any-return, no-untyped-call]
+    return _StraightThrough.apply(w, bits, per_channel)  # type: ignore[no-any-return]
 
 
 def statistics(w: Tensor, bits: int = 4, per_channel: bool = False) -> dict[str, float]:
-    """How a tensor uses its grid: `levels` in use, `entropy` of the codes in bits, share of `zeros`, `sqnr` in dB, `amax`.
+    """How a tensor uses its grid: `levels` in use, `entropy` of the codes in bits, share of `zeros`, `sqnr`, `amax`.
 
-    `sqnr` is the signal-to-quantization-noise ratio, `10 log10(sum w**2 / sum (w - wq)**2)`, infinite without an error.
+    `sqnr` is the signal-to-quantization-noise ratio in dB, `10 log10(sum w**2 / sum (w - wq)**2)`; inf without error.
     """
     s = scale(w, bits, per_channel)
     codes = quantize(w, s, bits)

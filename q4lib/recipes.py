@@ -58,7 +58,7 @@ class Recipe:
             raise ValueError("select=val needs a validation split: give --val, 5000 say")
 
     def learning_rate(self, epoch: int) -> float:
-        """The rate of an epoch, counted from 1: a half cosine from `lr` to 0, which climbs again after `schedule_epochs`."""
+        """The rate of an epoch, from 1: a half cosine from `lr` to 0, which climbs again after `schedule_epochs`."""
         return self.lr * (1 + math.cos(math.pi * (epoch - 1) / self.schedule_epochs)) / 2
 
 

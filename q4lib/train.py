@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .checkpoint import get_state, set_state
 from .data import SOURCES, Dataset, batches, home, load, normalize
 from .files import FileError, load_tensors, save_tensors, write_whole
 from .layers import FP32, quantized_layers
@@ -44,7 +45,7 @@ def train_step(
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits = model(x)
         loss = F.cross_entropy(logits, y)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return loss.item(), int((logits.argmax(1) == y).sum())
 
@@ -62,8 +63,8 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, data: str, precision: str =
     return loss / len(y), 100 * right / len(y)
 
 
-def step_seconds(recipe: Recipe, precision: str, device: str = "cpu", size: int | None = None, steps: int = 3) -> float:
-    """Seconds of the fastest of a few training steps on random images, `size` of them (the recipe's batch by default)."""
+def step_seconds(recipe: Recipe, precision: str, device: str = "cpu", size: int = 0, steps: int = 3) -> float:
+    """Seconds of the fastest of a few training steps on `size` random images (the recipe's batch by default)."""
     with torch.random.fork_rng():
         model, optimizer = _build(recipe, SOURCES[recipe.data].classes, device)
         size = size or recipe.batch_size
@@ -140,6 +141,12 @@ def _build(recipe: Recipe, num_classes: int, device: str) -> tuple[nn.Module, Qu
     return model, QuantAwareAdamW(model.parameters(), **chosen)
 
 
+def _layer_statistics(model: nn.Module) -> dict[str, dict[str, float]]:
+    layers = {name: layer for name, layer in quantized_layers(model).items() if layer.bits != FP32}
+    found = {name: statistics(layer.weight, layer.bits, layer.per_channel) for name, layer in layers.items()}
+    return {name: {key: of[key] for key in ("levels", "entropy", "sqnr", "amax")} for name, of in found.items()}
+
+
 class _Run:
     """The state of a run: everything that a checkpoint holds, and the files it is written to."""
 
@@ -194,7 +201,7 @@ class _Run:
         self.facts, self.at = saved["run"], saved["at"]
         asked = {**json.loads(json.dumps(asdict(self.recipe))), "data_digest": self.data.digest}
         begun = {**self.facts["recipe"], "data_digest": self.facts["data_digest"]}
-        changed = [f"{key} {begun.get(key)} -> {asked.get(key)}" for key in asked | begun if begun.get(key) != asked.get(key)]
+        changed = [f"{key} {begun.get(key)} -> {new}" for key, new in asked.items() if begun.get(key) != new]
         if changed:
             raise RunError(f"{self.folder} was begun with another recipe ({', '.join(changed)}): give another --out")
         lines = self.log.read_text().splitlines(keepends=True) if self.log.exists() else []
@@ -204,23 +211,10 @@ class _Run:
             write_whole(self.log, "".join(lines[: self.at["epoch"]]).encode())
         torch.set_num_threads(self.facts["threads"])
         self.model, self.optimizer = _build(self.recipe, len(self.data.classes), self.device)
-        self.model.load_state_dict({key[6:]: tensor for key, tensor in tensors.items() if key.startswith("model/")})
-        for i, p in enumerate(self.model.parameters()):
-            for key in [key for key in tensors if key.startswith(f"optimizer/{i}/")]:
-                # A fused step reads raw memory: its state must lie as the weight does.
-                value = torch.empty_like(p).copy_(tensors[key]) if tensors[key].shape == p.shape else tensors[key].to(p.device)
-                self.optimizer.state[p][key.rsplit("/", 1)[1]] = value.detach()
-        torch.set_rng_state(tensors["rng/cpu"])
-        if "rng/cuda" in tensors and self.device != "cpu":
-            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
+        set_state(self.model, self.optimizer, tensors)
 
     def save(self) -> None:
-        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for i, p in enumerate(self.model.parameters()):
-            tensors |= {f"optimizer/{i}/{key}": value for key, value in self.optimizer.state[p].items()}
-        tensors["rng/cpu"] = torch.get_rng_state()
-        if self.device != "cpu":
-            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors = get_state(self.model, self.optimizer)
         save_tensors(self.checkpoint, tensors, "checkpoint", {"run": self.facts, "at": self.at})
         self.saved = time.perf_counter()
 
@@ -228,6 +222,8 @@ class _Run:
         first, last = self.at["epoch"], self.recipe.epochs
         barred = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         began = time.perf_counter()
+        if progress and first > last:
+            print("this run is finished: nothing was left to do")
         with tqdm(
             total=last * self.steps, initial=(first - 1) * self.steps + self.at["step"], unit="step", disable=not barred
         ) as bar:
@@ -239,7 +235,8 @@ class _Run:
                 bar.set_postfix_str(told)
                 if progress and not barred:
                     left = (time.perf_counter() - began) / (epoch - first + 1) * (last - epoch)
-                    print(f"epoch {epoch}/{last}: {told}, {line['seconds']:.0f} s, {left / 60:.0f} min left", flush=True)
+                    took = f"{line['seconds']:.0f} s, {left / 60:.1f} min left"
+                    print(f"epoch {epoch}/{last}: {told}, {took}", flush=True)
                 on_epoch(self.folder)
 
     def _train_epoch(self, bar: Any, save_every: float) -> None:
@@ -275,10 +272,6 @@ class _Run:
         check = (recipe.data, self.facts["precision"])
         val_acc = evaluate(self.model, self.x_val, self.y_val, *check)[1] if recipe.val else None
         test_loss, test_acc = evaluate(self.model, self.x_test, self.y_test, *check)
-        layers = {
-            name: {key: value for key, value in statistics(layer.weight, layer.bits, layer.per_channel).items() if key != "zeros"}
-            for name, layer in quantized_layers(self.model).items() if layer.bits != FP32
-        }
         line = {
             "epoch": at["epoch"],
             "train_loss": at["loss"] / at["seen"],
@@ -288,7 +281,7 @@ class _Run:
             "test_acc": test_acc,
             "lr": recipe.learning_rate(at["epoch"]),
             "seconds": at["seconds"] + time.perf_counter() - began,
-            "layers": layers,
+            "layers": _layer_statistics(self.model),
         }
         try:
             with self.log.open("a") as file:

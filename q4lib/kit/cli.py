@@ -1,0 +1,194 @@
+"""The command line: `q4 train`, `eval`, `predict`, `data`, `doctor`, `bench`."""
+
+import argparse
+import difflib
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import data
+from ..download import DownloadError
+from ..files import FileError, write_whole
+from ..pack import load_model
+from ..train import RECIPES, Recipe, RunError, evaluate, fit, read_log, reported, run_name
+
+EPILOG = """examples:
+  q4 train                                     scanned digits, about a minute, no network
+  q4 train paper --epochs 7                    the paper's recipe on CIFAR-10
+  q4 train digits --bits 2 --set lr=0.01       a departure from a recipe, in a run folder of its own
+  q4 eval ~/.q4/runs/digits-digits-b4-s0       a run or a packed file, measured again on the test set
+  q4 predict model.safetensors cat.png         the three likeliest classes"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 when all is well, 1 after one sentence on what is wrong, 130 after Ctrl-C."""
+    options = vars(_parser().parse_args(arguments))
+    try:
+        options.pop("command")(**options)
+    except (data.DataError, DownloadError, FileError, RunError, ValueError) as error:
+        print(f"q4: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("q4: stopped; the same command goes on from its last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(recipe: str, settings: list[str], out: Path | None, device: str | None, **changes: Any) -> None:
+    """Train, or go on with, one run; draw its curve after every epoch."""
+    if recipe not in RECIPES:
+        raise ValueError(f"no recipe is called {recipe!r}{_nearest(recipe, RECIPES)}: there are {', '.join(RECIPES)}")
+    chosen = {key: value for key, value in changes.items() if value is not None}
+    planned = replace(RECIPES[recipe], **chosen | dict(_setting(text) for text in settings))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = out or data.home() / "runs" / run_name(planned, device)
+    print(f"run folder: {folder}", flush=True)
+    fit(planned, folder, device=device, on_epoch=_draw)
+    if not (folder / "curve.png").exists():
+        _draw(folder)
+    print(_summary(folder))
+
+
+def eval_(path: Path) -> None:
+    """Accuracy of a run's model or a packed file on its data's test set."""
+    file = path / "model.safetensors" if path.is_dir() else path
+    model, facts = load_model(file)
+    images = data.load(facts["data"])
+    loss, accuracy = evaluate(model, images.x_test, images.y_test, facts["data"])
+    print(f"{file}: {accuracy:.2f} % of {len(images.y_test)} test images of {facts['data']}, loss {loss:.4f} (fp32)")
+
+
+def predict(file: Path, pictures: list[Path]) -> None:
+    """The three likeliest classes of each picture."""
+    model, facts = load_model(file)
+    for picture in pictures:
+        with torch.inference_mode():
+            share = model(data.normalize(data.read_picture(picture), facts["data"])).softmax(1)[0]
+        top = ", ".join(f"{facts['classes'][i]} {100 * share[i]:.1f} %" for i in share.argsort(descending=True)[:3])
+        print(f"{picture}: {top}")
+
+
+def data_(action: str, names: list[str]) -> None:
+    """Get data sets, check that each is whole, or say where it lies."""
+    for name in names or (["digits", "cifar10", "cifar100"] if action == "where" else ["cifar10"]):
+        if action == "where":
+            print(f"{name}: {data.where(name) or 'not here yet: `q4 data get ' + name + '` downloads it'}")
+        elif action == "check" and data.where(name) is None:
+            raise data.DataError(f"{name} is not here yet: `q4 data get {name}` downloads it")
+        else:
+            images = data.load(name)
+            print(f"{name}: {len(images.y_train)} + {len(images.y_test)} images, whole, in {data.where(name)}")
+
+
+def doctor() -> None:
+    """What this machine can do, and how long each recipe takes here."""
+    from .doctor import main
+
+    main()
+
+
+def bench(**options: Any) -> None:
+    """Ratios of speed and memory, measured here."""
+    from .bench import main
+
+    main(**options)
+
+
+def _draw(folder: Path) -> None:
+    from .plots import plot_run
+
+    picture = io.BytesIO()
+    plot_run(folder).savefig(picture, dpi=110)
+    write_whole(folder / "curve.png", picture.getvalue())
+
+
+def _summary(folder: Path) -> str:
+    run, epochs = read_log(folder)
+    recipe = run["recipe"]
+    line = reported(epochs, recipe["select"])
+    how = "the last epoch" if recipe["select"] == "last" else "the epoch best on the validation split"
+    size = (folder / "model.safetensors").stat().st_size
+    return (
+        f"{line['test_acc']:.2f} % on the test images of {recipe['data']} at {how} ({line['epoch']} of {len(epochs)}), "
+        f"one seed ({recipe['seed']}), {run['precision']}, {sum(line['seconds'] for line in epochs):.0f} s of training "
+        f"on {run['processor']}\n{folder}: model.safetensors ({size / 1000:.0f} kB, {recipe['bits']}-bit weights), "
+        "log.jsonl, curve.png"
+    )
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """`key=value` as a field of Recipe and a value of its type."""
+    kinds = {field.name: field.type for field in fields(Recipe) if field.name != "name"}
+    key, equals, value = text.partition("=")
+    if key not in kinds or not equals:
+        raise ValueError(f"--set takes key=value, got {text!r}{_nearest(key, kinds)}; the keys are {', '.join(kinds)}")
+    try:
+        return key, READ[kinds[key]](value)
+    except (KeyError, TypeError, ValueError):
+        kind = getattr(kinds[key], "__name__", str(kinds[key]))
+        raise ValueError(f"--set {key} takes a value of type {kind}, got {value!r}") from None
+
+
+def _pair(first: str, second: str) -> tuple[float, float]:
+    return float(first), float(second)
+
+
+READ: dict[Any, Callable[[str], Any]] = {
+    int: int,
+    float: float,
+    str: str,
+    bool: lambda text: {"true": True, "false": False}[text.lower()],
+    float | None: lambda text: None if text.lower() == "none" else float(text),
+    tuple[float, float]: lambda text: _pair(*text.strip("()").split(",")),
+}
+
+
+def _nearest(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="q4", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[..., None]) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        added.set_defaults(command=function)
+        return added
+
+    run = command("train", train)
+    run.add_argument("recipe", nargs="?", default="digits", metavar="RECIPE", help=f"{', '.join(RECIPES)} (digits)")
+    run.add_argument("--data", help="digits, cifar10 or cifar100")
+    run.add_argument("--model", help="vgg4bit or simpleresnet4bit")
+    run.add_argument("--bits", type=int, help="2..8, or 32 for the FP32 twin")
+    run.add_argument("--epochs", type=int, help="end the run earlier or later; its schedule stays as it is")
+    run.add_argument("--seed", type=int)
+    run.add_argument("--val", type=int, help="images held out of the training set for validation")
+    run.add_argument("--select", help="report the last epoch, or the best on the validation split: last or val")
+    run.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="any other field")
+    run.add_argument("--out", type=Path, help="the run folder itself")
+    run.add_argument("--device", help="cpu or cuda: cuda where there is one, if none is named")
+    measure = command("eval", eval_)
+    measure.add_argument("path", type=Path, metavar="RUN|FILE")
+    guess = command("predict", predict)
+    guess.add_argument("file", type=Path, metavar="FILE")
+    guess.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE")
+    sets = command("data", data_)
+    sets.add_argument("action", choices=("get", "check", "where"))
+    sets.add_argument("names", nargs="*", metavar="NAME", help="digits, cifar10, cifar100")
+    command("doctor", doctor)
+    ratios = command("bench", bench)
+    ratios.add_argument("--pairs", type=int, default=30, help="rounds, each of one step of every arm (30 or more)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -130,7 +130,7 @@ def test_resume_cuts_the_log_back_to_the_checkpoint(tmp_path):
 
 
 def test_a_run_is_refused_when_what_it_began_with_is_gone(tmp_path):
-    """Another recipe, a damaged checkpoint, a shortened log, a log without checkpoint: one sentence, nothing written."""
+    """Another recipe, a damaged checkpoint, a shortened log, no checkpoint: one sentence, nothing written."""
     folder, recipe = copy_with_two_epochs(tmp_path)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -209,7 +209,8 @@ def test_paper_is_the_papers_recipe():
     rates = [row["lr"] for row in paper_run("cifar10", 7)]
     assert [round(paper.learning_rate(epoch), 6) for epoch in range(1, 8)] == rates
     assert paper.learning_rate(101) == 0 and round(paper.learning_rate(150), 6) == 0.000484
-    assert (paper.model, paper.batch_size, paper.weight_decay, paper.crop, paper.flip) == ("vgg4bit", 128, 5e-4, 4, True)
+    assert (paper.model, paper.batch_size, paper.lr, paper.weight_decay) == ("vgg4bit", 128, 1e-3, 5e-4)
+    assert (paper.crop, paper.flip, paper.dropout) == (4, True, 0.5)
     assert (paper.grad_clip, paper.soft_clip, paper.epochs, paper.precision) == (0.5, 3.0, 150, "fp32")
 
 

@@ -27,6 +27,8 @@ class Source:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     classes: int
+    train: int = 50_000
+    test: int = 10_000
     digest: str | None = None
     folder: str = ""
     archive: str = ""
@@ -40,6 +42,8 @@ SOURCES = {
         mean=(0.3044,) * 3,
         std=(0.3761,) * 3,
         classes=10,
+        train=1_437,
+        test=360,
         digest="25c31d66c5aa4e7d352b3cf23585db4e79b1cc52a96f0841352b91240f66038c",
     ),
     "cifar10": Source(
@@ -72,7 +76,6 @@ SOURCES = {
         ),
     ),
 }
-DIGITS_HELD_OUT = 360
 
 
 @dataclass(frozen=True)
@@ -204,9 +207,8 @@ def _read_digits() -> tuple[Part, Part, tuple[str, ...]]:
     scans = load_digits()
     x = (scans.images * 255 // 16).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)[:, None].repeat(3, axis=1)
     x, y = _in_order(np.ascontiguousarray(x), scans.target)
-    held_out = slice(None, DIGITS_HELD_OUT), slice(DIGITS_HELD_OUT, None)
-    (x_test, x_train), (y_test, y_train) = ([array[part] for part in held_out] for array in (x, y))
-    return (x_train, y_train), (x_test, y_test), tuple("0123456789")
+    held_out = SOURCES["digits"].test
+    return (x[held_out:], y[held_out:]), (x[:held_out], y[:held_out]), tuple("0123456789")
 
 
 def _read_pack(path: Path) -> tuple[Part, Part, tuple[str, ...]]:
@@ -232,9 +234,12 @@ def _download(name: str) -> Path:
     source, cache = SOURCES[name], home() / "cache"
     folder = cache / source.folder
     archive = fetch(source.urls, cache / source.archive, size=source.size, md5=source.md5)
-    with tempfile.TemporaryDirectory(dir=cache) as part:
-        with tarfile.open(archive) as tar:
-            tar.extractall(part, filter="data")
-        (Path(part) / folder.name).replace(folder)
-    archive.unlink()
+    try:
+        with tempfile.TemporaryDirectory(dir=cache) as part:
+            with tarfile.open(archive) as tar:
+                tar.extractall(part, filter="data")
+            (Path(part) / folder.name).replace(folder)
+        archive.unlink()
+    except OSError as error:
+        raise DataError(f"cannot unpack {archive} in {cache}: {error.strerror}; make room there") from error
     return folder

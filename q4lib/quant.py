@@ -22,7 +22,11 @@ def qmax(bits: int) -> int:
 def amax(w: Tensor, per_channel: bool = False) -> Tensor:
     """Range of the grid, `max|w|` (eq 5): scalar, or (out, 1, ...) per channel. ValueError on nan or infinity."""
     w = w.detach()
-    a = w.abs().amax(tuple(range(1, w.dim())), keepdim=True) if per_channel and w.dim() > 1 else w.abs().max()
+    if per_channel and w.dim() > 1:
+        a = w.abs().amax(tuple(range(1, w.dim())), keepdim=True)
+    else:
+        low, high = w.aminmax()
+        a = torch.maximum(-low, high)
     if not a.isfinite().all():
         raise ValueError("a weight is nan or infinite: training has diverged, try a lower learning rate")
     return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
@@ -35,8 +39,12 @@ def scale(w: Tensor, bits: int = 4, per_channel: bool = False) -> Tensor:
 
 def quantize(w: Tensor, scale: Tensor, bits: int = 4) -> Tensor:
     """Integer codes in `-qmax..qmax`, ties to even: int8, shaped like `w` (eqs 1 and 3). A scale of 0 gives zeros."""
+    return _round_and_clamp(w.detach(), scale, bits).to(torch.int8)
+
+
+def _round_and_clamp(w: Tensor, scale: Tensor, bits: int) -> Tensor:
     q = qmax(bits)
-    return (w.detach() / scale.masked_fill(scale == 0, 1)).round_().clamp_(-q, q).to(torch.int8)
+    return w.to(scale.dtype).div(scale.masked_fill(scale == 0, math.inf)).round_().clamp_(-q, q)
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
@@ -45,7 +53,7 @@ def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Forward: the grid (eq 6). Backward: the identity (eq 7).
+    """Forward: the grid (eq 6), its codes left in floats. Backward: the identity (eq 7).
 
     Eq 8's `w + (wq - w).detach()` means the same, but rounds twice, which moves some levels by an ulp.
     """
@@ -53,7 +61,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, w: Tensor, bits: int, per_channel: bool) -> Tensor:
         s = scale(w, bits, per_channel)
-        return dequantize(quantize(w, s, bits), s).to(w.dtype)
+        return _round_and_clamp(w, s, bits).mul_(s).to(w.dtype)
 
     @staticmethod
     def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -70,9 +78,8 @@ def statistics(w: Tensor, bits: int = 4, per_channel: bool = False) -> dict[str,
 
     `sqnr` is the signal-to-quantization-noise ratio in dB, `10 log10(sum w**2 / sum (w - wq)**2)`; inf without error.
     """
-    s = scale(w, bits, per_channel)
-    codes = quantize(w, s, bits)
-    w, wq = w.detach().double(), dequantize(codes, s.double())
+    codes = quantize(w, scale(w, bits, per_channel), bits)
+    w, wq = w.detach().double(), fake_quantize(w, bits, per_channel).detach().double()
     share = codes.int().add(qmax(bits)).flatten().bincount() / codes.numel()
     share = share[share > 0].double()
     signal, noise = w.square().sum().item(), (w - wq).square().sum().item()

@@ -57,6 +57,11 @@ class Recipe:
         if self.select == "val" and not self.val:
             raise ValueError("select=val needs a validation split: give --val, 5000 say")
 
+    def steps(self, images: int) -> int:
+        """Training steps an epoch; a last batch of one image is left out, because batch norm needs two."""
+        whole, last = divmod(images, self.batch_size)
+        return whole + (last > 1)
+
     def learning_rate(self, epoch: int) -> float:
         """The rate of an epoch, from 1: a half cosine from `lr` to 0, which climbs again after `schedule_epochs`."""
         return self.lr * (1 + math.cos(math.pi * (epoch - 1) / self.schedule_epochs)) / 2

@@ -36,7 +36,7 @@ def write_pack(path: Path, order_seed: int) -> None:
 
 
 def torchvision_classes() -> list[str]:
-    return "airplane automobile bird cat deer dog frog horse ship truck".split()
+    return ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 def write_torchvision_folder(root: Path, monkeypatch) -> Path:

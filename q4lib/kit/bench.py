@@ -38,7 +38,7 @@ class Interval(NamedTuple):
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The median between two order statistics that cover the true one, whatever the distribution. ValueError if too few.
+    """The median, and two order statistics that enclose the true one, whatever the distribution. ValueError if too few.
 
     Of n values, the j-th smallest and the j-th largest miss the true median with probability 2 P(Binomial(n, 1/2) < j).
     """
@@ -61,7 +61,7 @@ def fp32_twin(layer: QuantizedWeight) -> nn.Module:
 def brevitas_layer(layer: QuantizedWeight) -> nn.Module:
     """Brevitas' layer with a narrow-range signed weight, scaled by max abs per tensor at every forward pass.
 
-    Its gradient flows through the scale as well, which moves the largest weight: Brevitas has no such quantizer without.
+    Its gradient flows through the scale too, to the largest weight: Brevitas has no such quantizer with a plain one.
     """
     from brevitas.nn import QuantConv2d, QuantLinear
     from brevitas.quant import Int8WeightPerTensorFloat
@@ -120,7 +120,7 @@ class Arm:
         for name, layer in quantized_layers(self.model).items():
             self.model.set_submodule(name, replace(layer))
         self.model.load_state_dict(start, strict=False)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(memory_format=torch.channels_last)
         self.layers = [module for module in self.model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
         self.optimizer = QuantAwareAdamW(self.model.parameters())
 
@@ -232,11 +232,12 @@ def memory_row(batch: int, model: str, runs: int = 3) -> str:
                 found.append(fresh.submit(_peak_growth, model, name, batch, torch.get_num_threads()).result())
     ratios = [ours / twin for ours, twin in zip(peaks["4-bit"], peaks["FP32"], strict=True)]
     ours, twin = (statistics.median(found) / 2**20 for found in peaks.values())
+    value = Interval(statistics.median(ratios), min(ratios), max(ratios))
     detail = (
         f"{ours:,.0f} MiB over {twin:,.0f} MiB: peak growth of a fresh process' resident memory by network, optimizer "
         f"and three steps; least ... most of {runs} pairs"
     )
-    return _row("4-bit peak memory / its FP32 twin's", Interval(statistics.median(ratios), min(ratios), max(ratios)), detail)
+    return _row("4-bit peak memory / its FP32 twin's", value, detail)
 
 
 def _peak_growth(model: str, name: str, batch: int, threads: int) -> float:
@@ -273,9 +274,9 @@ def main(pairs: int = 30, batch: int = 128, model: str = "vgg4bit", images: int 
     """Print a Markdown table: medians of `pairs` rounds with 95 % intervals. ValueError if too few; RunError."""
     median_interval(range(pairs))
     print(
-        f"{MODELS[model].__name__}, batch {batch}, fp32, channels_last; {processor()}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}. Each round times one step of every arm, in shuffled order; medians of {pairs} "
-        "rounds' ratios, with 95 % intervals of the median.\n\n"
+        f"{MODELS[model].__name__}, batch {batch}, fp32, channels_last; {processor()}, threads: "
+        f"{torch.get_num_threads()}, torch {torch.__version__}. Each round times one step of every arm, in shuffled "
+        f"order; medians of the ratios of {pairs} rounds, with the median's 95 % interval.\n\n"
         "| measured | median | interval | demand | from |\n|---|---|---|---|---|",
         flush=True,
     )

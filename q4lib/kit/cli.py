@@ -48,15 +48,16 @@ def train(recipe: str, settings: list[str], out: Path | None, device: str | None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = out or data.home() / "runs" / run_name(planned, device)
     print(f"run folder: {folder}", flush=True)
-    fit(planned, folder, device=device, on_epoch=_draw)
-    if not (folder / "curve.png").exists():
-        _draw(folder)
+    fit(planned, folder, device=device, on_epoch=lambda run: _draw(run, every=30))
+    _draw(folder)
     print(_summary(folder))
 
 
 def eval_(path: Path) -> None:
     """Accuracy of a run's model or a packed file on its data's test set."""
     file = path / "model.safetensors" if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise FileError(f"{path} has no model.safetensors: its run is not finished")
     model, facts = load_model(file)
     images = data.load(facts["data"])
     loss, accuracy = evaluate(model, images.x_test, images.y_test, facts["data"])
@@ -99,12 +100,16 @@ def bench(**options: Any) -> None:
     main(**options)
 
 
-def _draw(folder: Path) -> None:
+def _draw(folder: Path, every: float = 0.0) -> None:
+    """Draw `curve.png` anew if its log has grown since, but not more often than `every` seconds."""
+    picture, log = folder / "curve.png", folder / "log.jsonl"
+    if picture.exists() and log.stat().st_mtime < picture.stat().st_mtime + every:
+        return
     from .plots import plot_run
 
-    picture = io.BytesIO()
-    plot_run(folder).savefig(picture, dpi=110)
-    write_whole(folder / "curve.png", picture.getvalue())
+    content = io.BytesIO()
+    plot_run(folder).savefig(content, dpi=110)
+    write_whole(picture, content.getvalue())
 
 
 def _summary(folder: Path) -> str:

@@ -8,22 +8,23 @@ from itertools import product
 
 import torch
 
-from ..data import DIGITS_HELD_OUT, SOURCES, home, where
+from ..data import SOURCES, home, where
 from ..machine import processor
 from ..models import MODELS, VGG4bit
 from ..optim import QuantAwareAdamW
 from ..recipes import RECIPES, Recipe
-from ..train import evaluate, step_seconds, train_step
+from ..train import evaluate, faster_precision, step_seconds, train_step
 from .bench import matmul_seconds
 
 IMAGES = 8  # few, because bf16 can be 40 times slower
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def main() -> None:
-    """Print processor, memory, speeds, the time of every recipe, the disk and the data sets; about 20 s on two cores."""
+    """Print processor, memory, speeds, every recipe's time, disk and data sets; about 20 s on two cores."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"machine: {processor()}, {_cores()} cores, {torch.get_num_threads()} threads, {_memory()} of memory")
+    print(f"machine: {processor()}, {_cores()} cores, threads: {torch.get_num_threads()}, memory: {_memory()}")
     print(f"software: Python {platform.python_version()}, torch {torch.__version__}")
     print(f"CUDA: {torch.cuda.get_device_name() if device == 'cuda' else 'none'}")
     n = 1024
@@ -42,9 +43,6 @@ def main() -> None:
         print(f"  {name}: {where(name) or f'not here; q4 data get {name} downloads {source.size / 1e6:.0f} MB'}")
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
 def _cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -53,7 +51,7 @@ def _memory() -> str:
     try:
         return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
     except (AttributeError, OSError, ValueError):
-        return "an unknown amount"
+        return "unknown"
 
 
 def _compare_steps() -> str:
@@ -62,17 +60,16 @@ def _compare_steps() -> str:
     print(f"training step of VGG4bit on the processor, {IMAGES} images:")
     for (precision, layout), took in seconds.items():
         print(f"  {precision} {layout}: {1000 * took:.0f} ms")
-    best, slow = (min(took for (name, _), took in seconds.items() if name == precision) for precision in DTYPES)
-    faster = "fp32" if best <= slow else "bf16"
-    ratio = max(best, slow) / min(best, slow)
-    layout = min(FORMATS, key=lambda layout: seconds[faster, layout])
-    print(f"  fastest: {faster} {layout}; {'bf16' if faster == 'fp32' else 'fp32'} is {ratio:.1f} times slower")
+    best = {name: min((seconds[name, layout], layout) for layout in FORMATS) for name in DTYPES}
+    faster, slower = sorted(DTYPES, key=lambda name: best[name])
+    times = best[slower][0] / best[faster][0]
+    print(f"  fastest: {faster} {best[faster][1]}; {slower} is {times:.1f} times slower")
     return faster
 
 
 def _step_seconds(precision: str, layout: str, steps: int = 3) -> float:
     """The fastest step but the first, which warms up; where a step is very slow, the first will do."""
-    model = VGG4bit().to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
+    model = VGG4bit().to(memory_format=FORMATS[layout])
     optimizer = QuantAwareAdamW(model.parameters())
     x = torch.randn(IMAGES, 3, 32, 32).contiguous(memory_format=FORMATS[layout])
     y = torch.zeros(IMAGES, dtype=torch.long)
@@ -86,13 +83,13 @@ def _step_seconds(precision: str, layout: str, steps: int = 3) -> float:
 
 def _recipe_line(recipe: Recipe, faster: str, device: str) -> str:
     """How long training and evaluation take, told from a few steps; the data set is not loaded."""
-    # On a GPU, the processor's verdict on bf16 does not count.
-    precision = recipe.precision if recipe.precision != "auto" else "bf16" if device == "cuda" else faster
-    train, test = (1797 - DIGITS_HELD_OUT, DIGITS_HELD_OUT) if recipe.data == "digits" else (50_000, 10_000)
-    whole, last = divmod(train - recipe.val, recipe.batch_size)
-    steps = whole + (last > 1)
+    precision = recipe.precision
+    if precision == "auto":
+        precision = faster if device == "cpu" else faster_precision(recipe, device)
+    source = SOURCES[recipe.data]
+    steps = recipe.steps(source.train - recipe.val)
     step = step_seconds(recipe, precision, device)
-    evaluation = _image_seconds(recipe, precision, device) * (test + recipe.val)
+    evaluation = _image_seconds(recipe, precision, device) * (source.test + recipe.val)
     total = recipe.epochs * (steps * step + evaluation)
     return (
         f"{recipe.name}: {_clock(total)}: {recipe.epochs} epochs of {steps} steps, {1000 * step:.0f} ms each, "

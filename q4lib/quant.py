@@ -55,7 +55,7 @@ def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
 class _StraightThrough(torch.autograd.Function):
     """Forward: the grid (eq 6), its codes left in floats. Backward: the identity (eq 7).
 
-    Eq 8's `w + (wq - w).detach()` means the same, but rounds twice, which moves some levels by an ulp.
+    Eq 8's `w + (wq - w).detach()` gives the same numbers and the same gradient, in two more passes over the weights.
     """
 
     @staticmethod

@@ -214,23 +214,25 @@ class _Run:
 
     def train(self, progress: bool, save_every: float, on_epoch: Callable[[Path], None]) -> None:
         first, last = self.at["epoch"], self.recipe.epochs
-        barred = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-        began = time.perf_counter()
-        if progress and first > last:
-            print("this run is finished: nothing was left to do")
         steps = self.recipe.steps(len(self.x))
         done = (first - 1) * steps + self.at["step"]
+        if progress and first > last:
+            print("this run is finished: nothing was left to do", flush=True)
+        elif progress and done:
+            print(f"going on from epoch {first}, step {self.at['step'] + 1} of {steps}", flush=True)
+        tested = ""
+        barred = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        began = time.perf_counter()
         with tqdm(total=last * steps, initial=done, unit="step", disable=not barred) as bar:
             for epoch in range(first, last + 1):
-                bar.set_description(f"epoch {epoch}/{last}")
+                bar.set_description_str(f"epoch {epoch}/{last}{tested}")
                 self._train_epoch(bar, save_every)
                 line = self._finish_epoch()
-                told = f"train {line['train_acc']:.2f} %, test {line['test_acc']:.2f} %"
-                bar.set_postfix_str(told)
+                tested = f", test {line['test_acc']:.2f} %"
                 if progress and not barred:
-                    left = (time.perf_counter() - began) / (epoch - first + 1) * (last - epoch)
-                    took = f"{line['seconds']:.0f} s, {left / 60:.1f} min left"
-                    print(f"epoch {epoch}/{last}: {told}, {took}", flush=True)
+                    left = (time.perf_counter() - began) * (last - epoch) * steps / (epoch * steps - done)
+                    told = f"epoch {epoch}/{last}: train {line['train_acc']:.2f} %{tested}"
+                    print(f"{told}, {line['seconds']:.0f} s, {left / 60:.1f} min left", flush=True)
                 on_epoch(self.folder)
 
     def _train_epoch(self, bar: Any, save_every: float) -> None:
@@ -256,6 +258,7 @@ class _Run:
             at["right"] += right
             at["seen"] += len(labels)
             at["seconds"] = time.perf_counter() - began
+            bar.set_postfix_str(f"{100 * at['right'] / at['seen']:.1f} % right", refresh=False)
             bar.update()
             if time.perf_counter() - self.saved > save_every:
                 self.save()

@@ -212,6 +212,15 @@ class TestGradient:
         assert torch.equal(w.grad, leaf.grad)
         assert w.grad.abs().max() > 0
 
+    @pytest.mark.parametrize("per_channel", [False, True])
+    @pytest.mark.parametrize("bits", BITS)
+    def test_is_equation_8(self, bits, per_channel):
+        """`w + (wq - w).detach()`: the difference is exact, for wq is 0 or between w / 2 and 2 w."""
+        for dtype in (torch.float32, torch.float64):
+            w = torch.randn(64, 99, dtype=dtype, requires_grad=True)
+            wq = fake_quantize(w, bits, per_channel)
+            assert torch.equal(w + (wq - w).detach(), wq)
+
     def test_is_one_at_the_largest_weight_at_zero_and_in_an_all_zero_tensor(self):
         for w in (torch.tensor([0.0, -3.0, 3.0, 1e-9, 1.5]), torch.zeros(5)):
             w.requires_grad_()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .download import fetch
+from .files import locked
 
 
 class DataError(RuntimeError):
@@ -233,13 +234,18 @@ def _download(name: str) -> Path:
     """Fetch the archive, compare its digest, unpack it beside the cache and move the whole folder into place."""
     source, cache = SOURCES[name], home() / "cache"
     folder = cache / source.folder
-    archive = fetch(source.urls, cache / source.archive, size=source.size, md5=source.md5)
+    with locked(folder):
+        if not folder.exists():
+            _unpack(fetch(source.urls, cache / source.archive, size=source.size, md5=source.md5), folder)
+    return folder
+
+
+def _unpack(archive: Path, folder: Path) -> None:
     try:
-        with tempfile.TemporaryDirectory(dir=cache) as part:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as part:
             with tarfile.open(archive) as tar:
                 tar.extractall(part, filter="data")
             (Path(part) / folder.name).replace(folder)
         archive.unlink()
     except OSError as error:
-        raise DataError(f"cannot unpack {archive} in {cache}: {error.strerror}; make room there") from error
-    return folder
+        raise DataError(f"cannot unpack {archive} into {folder}: {error.strerror}; make room there") from error

@@ -1,11 +1,15 @@
-"""Files written whole or not at all: tensors with a few facts, and a SHA-256 over both."""
+"""Files written whole or not at all, by one process at a time: tensors with a few facts, and a SHA-256 over both."""
 
 import hashlib
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, uint8
@@ -26,6 +30,18 @@ def write_whole(path: Path, content: bytes) -> None:
         part.replace(path)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process out of a folder. FileError if one is in it; the lock ends with its process."""
+    # The lock lies elsewhere: not every file system that holds a run can lock.
+    name = hashlib.sha1(str(folder.resolve()).encode()).hexdigest()
+    try:
+        with FileLock(Path(tempfile.gettempdir()) / f"q4-{name}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise FileError(f"another process is at work in {folder}: wait for it, or give another folder") from None
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], kind: str, facts: dict[str, Any]) -> None:

@@ -4,24 +4,20 @@ import json
 import math
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
-from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .checkpoint import get_state, set_state
 from .data import SOURCES, Dataset, batches, home, load, normalize
-from .files import FileError, load_tensors, save_tensors, write_whole
+from .files import FileError, load_tensors, locked, save_tensors, write_whole
 from .layers import FP32, quantized_layers
 from .machine import describe
 from .models import MODELS
@@ -117,20 +113,9 @@ def fit(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(folder or home() / "runs" / run_name(recipe, device))
-    with _alone(folder):
+    with locked(folder):
         _Run(recipe, folder, load(recipe.data), device).train(progress, save_every, on_epoch)
     return folder
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two processes in one run folder would spoil its log. The lock lies elsewhere: not every file system can lock."""
-    name = sha1(str(folder.resolve()).encode()).hexdigest()
-    try:
-        with FileLock(Path(tempfile.gettempdir()) / f"q4-{name}.lock", timeout=0):
-            yield
-    except Timeout:
-        raise RunError(f"another process is training in {folder}: wait for it, or give another --out") from None
 
 
 def _build(recipe: Recipe, num_classes: int, device: str) -> tuple[nn.Module, QuantAwareAdamW]:
@@ -145,6 +130,11 @@ def _layer_statistics(model: nn.Module) -> dict[str, dict[str, float]]:
     layers = {name: layer for name, layer in quantized_layers(model).items() if layer.bits != FP32}
     found = {name: statistics(layer.weight, layer.bits, layer.per_channel) for name, layer in layers.items()}
     return {name: {key: of[key] for key in ("levels", "entropy", "sqnr", "amax")} for name, of in found.items()}
+
+
+def _identity(recipe: dict[str, Any], data_digest: str, device: str) -> dict[str, Any]:
+    """What must stay the same for a run to go on."""
+    return {**recipe, "data_digest": data_digest, "device": "cpu" if device == "cpu" else "gpu"}
 
 
 class _Run:
@@ -193,8 +183,8 @@ class _Run:
         except FileError as error:
             raise RunError(f"{error}: delete {self.folder} to start again, or give another --out") from error
         self.facts, self.at = saved["run"], saved["at"]
-        asked = {**json.loads(json.dumps(asdict(self.recipe))), "data_digest": self.data.digest}
-        begun = {**self.facts["recipe"], "data_digest": self.facts["data_digest"]}
+        asked = _identity(json.loads(json.dumps(asdict(self.recipe))), self.data.digest, self.device)
+        begun = _identity(self.facts["recipe"], self.facts["data_digest"], self.facts["device"])
         changed = [f"{key} {begun.get(key)} -> {new}" for key, new in asked.items() if begun.get(key) != new]
         if changed:
             raise RunError(f"{self.folder} was begun with another recipe ({', '.join(changed)}): give another --out")

@@ -185,7 +185,7 @@ def test_two_processes_do_not_share_a_run(tmp_path):
     process = start(tmp_path / "run", fsync_seconds=0.5)
     while not (tmp_path / "run" / "recipe.json").exists():
         time.sleep(0.01)
-    with pytest.raises(RunError, match="another process"):
+    with pytest.raises(FileError, match="another process is at work"):
         fit(TINY, tmp_path / "run", device="cpu")
     process.kill()
     process.join()

@@ -54,7 +54,9 @@ def plot_run(folder: Path) -> Figure:
         accuracy.set(ylabel="accuracy (%)", title=_title(recipe, run))
         accuracy.legend(loc="lower right")
         rate.plot(x, [line["lr"] for line in epochs], color=GREY, marker=".")
-        rate.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+        rate.margins(y=0.2)
+        rate.set(xlabel="epoch", ylabel="learning rate")
+        rate.set_ylim(bottom=0)
         rate.xaxis.get_major_locator().set_params(integer=True)
     return figure
 

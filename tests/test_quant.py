@@ -182,6 +182,14 @@ class TestAgainstOthers:
             s = (w.abs().max() / (2 ** (bits - 1) - 1)).item() or 1.0
             self.check(torch.quantize_per_tensor(w, s, 0, torch.qint8).int_repr(), w, bits, per_channel=False)
 
+    @pytest.mark.parametrize("bits", BITS)
+    def test_numpys_division_to_the_last_tie(self, bits):
+        """At ties of any scale the codes are those of a true division: a reciprocal would round some the other way."""
+        q = 2 ** (bits - 1) - 1
+        for s in torch.linspace(0.01, 1, 100):
+            w = torch.arange(-2 * q, 2 * q + 1) / 2 * s
+            assert quantize(w, s, bits).tolist() == np.rint(w.numpy() / s.numpy()).tolist()
+
     @pytest.mark.parametrize("per_channel", [False, True])
     @pytest.mark.parametrize("bits", BITS)
     def test_brevitas_narrow_range_weights(self, bits, per_channel):

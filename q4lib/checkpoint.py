@@ -21,7 +21,7 @@ def set_state(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]
     model.load_state_dict({key.removeprefix("model/"): tensors[key] for key in tensors if key.startswith("model/")})
     for i, p in enumerate(model.parameters()):
         for key in [key for key in tensors if key.startswith(f"optimizer/{i}/")]:
-            # A fused step reads raw memory: a moment must lie as its weight does, channels last or not.
+            # Safetensors forgets strides, and a step is fastest where a moment lies in memory as its weight does.
             value = tensors[key].to(p.device)
             value = torch.empty_like(p).copy_(value).detach() if value.shape == p.shape else value
             optimizer.state[p][key.rsplit("/", 1)[1]] = value

@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            part.unlink()
         raise FileError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from error
 
 
@@ -62,6 +64,8 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         raise FileError(f"{path} does not exist") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError(f"{path} is not a whole safetensors file ({error})") from None
+    if not isinstance(head, dict):
+        head = {}
     if head.get("kind") != kind:
         raise FileError(f"{path} is not a {kind} of q4lib (it is a {head.get('kind', 'file of another program')})")
     if head.get("sha256") != _digest(tensors, kind, head.get("facts")):

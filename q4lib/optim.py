@@ -1,5 +1,6 @@
 """One training step of the paper: clip the gradient, AdamW, pull every weight softly towards zero (III-D, III-F)."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -29,15 +30,24 @@ class QuantAwareAdamW(torch.optim.AdamW):
         soft_clip: float | None = 3.0,
         **adamw: Any,
     ) -> None:
-        for name, value in (("grad_clip", grad_clip), ("soft_clip", soft_clip)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, or None for none, got {value}")
-        if not {"fused", "foreach"} & adamw.keys():
-            adamw["fused"] = True
+        # Fused steps on a CPU are wrong, silently, where a gradient lies in memory otherwise than its weight.
+        if "fused" not in adamw:
+            adamw.setdefault("foreach", True)
         super().__init__(params, lr=lr, weight_decay=weight_decay, **adamw)
         self.defaults |= {"grad_clip": grad_clip, "soft_clip": soft_clip}
+        self._complete_groups()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._complete_groups()
+
+    def _complete_groups(self) -> None:
+        """A group without clips, as in a torch AdamW's state, gets those this optimizer was made with."""
         for group in self.param_groups:
-            group.update({name: group.get(name, self.defaults[name]) for name in ("grad_clip", "soft_clip")})
+            for name in ("grad_clip", "soft_clip"):
+                value = group.setdefault(name, self.defaults[name])
+                if value is not None and not 0 < value < math.inf:
+                    raise ValueError(f"{name} must be positive and finite, or None for none, got {value}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

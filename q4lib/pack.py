@@ -36,16 +36,22 @@ def unpack_codes(packed: Tensor, shape: tuple[int, ...], bits: int) -> Tensor:
 
 def save_model(path: Path, model: nn.Module, **facts: Any) -> None:
     """Write a VGG4bit or SimpleResNet4bit packed: codes and FP32 scales; biases and batch norm FP32. FileError."""
+    kind = type(model).__name__
+    if type(model) not in MODELS.values():
+        raise ValueError(f"only {' and '.join(m.__name__ for m in MODELS.values())} can be packed, got {kind}")
     layers = quantized_layers(model)
     tensors = dict(model.state_dict())
     for name, layer in layers.items():
         if layer.bits != FP32:
-            weight = tensors.pop(f"{name}.weight").contiguous()
-            step = scale(weight, layer.bits, layer.per_channel)
+            weight = tensors.pop(f"{name}.weight")
+            try:
+                step = scale(weight, layer.bits, layer.per_channel)
+            except ValueError as error:
+                raise ValueError(f"layer {name}: {error}") from None
             tensors[f"{name}.scale"] = step
             tensors[f"{name}.codes"] = pack_codes(quantize(weight, step, layer.bits), layer.bits)
     facts |= {
-        "model": type(model).__name__.lower(),
+        "model": kind.lower(),
         "num_classes": list(layers.values())[-1].weight.shape[0],
         "bits": {name: layer.bits for name, layer in layers.items()},
         "per_channel": {name: layer.per_channel for name, layer in layers.items()},
@@ -57,13 +63,15 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The model, ready to predict, its weights on the grid, and its facts. FileError names a file it cannot trust."""
     tensors, facts = load_tensors(path, KIND)
     try:
-        model = MODELS[facts["model"]](facts["num_classes"])
+        with torch.device("meta"):  # every weight comes from the file: none is drawn
+            model = MODELS[facts["model"]](facts["num_classes"])
         for name, layer in quantized_layers(model).items():
             layer.bits, layer.per_channel = facts["bits"][name], facts["per_channel"][name]
             if layer.bits != FP32:
                 codes = unpack_codes(tensors.pop(f"{name}.codes"), tuple(layer.weight.shape), layer.bits)
                 tensors[f"{name}.weight"] = dequantize(codes, tensors.pop(f"{name}.scale"))
-        model.load_state_dict(tensors)
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise FileError(f"{path} does not fit this version's models: {error}") from error
+        model.load_state_dict(tensors, assign=True)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise FileError(f"{path} does not fit this version's models ({reason})") from error
     return model.eval(), facts

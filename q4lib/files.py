@@ -59,7 +59,8 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     try:
         with safe_open(path, "pt") as file:
             head = json.loads((file.metadata() or {}).get("q4lib", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Clones: the tensors must outlive the file, which they would only map.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise FileError(f"{path} does not exist") from None
     except (SafetensorError, OSError, ValueError) as error:

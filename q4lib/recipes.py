@@ -71,7 +71,8 @@ RECIPES = {
     # As the paper ran it, but for the 1e-8 its code adds to max|w|. It reports 92.34 %, the best of 150 epochs on the
     # test set; ours after 7 epochs, one seed, is recorded in notebooks/results/paper.e7-cifar10-b4-s0.
     "paper": Recipe("paper", precision="fp32"),
-    # At least 99 % of 360 held-out digits on each of three seeds, half a minute on two cores: notebooks/results/digits-*.
+    # At least 99 % of 360 held-out digits on each of three seeds, half a minute on two cores: logs of the same name in
+    # notebooks/results.
     "digits": Recipe(
         "digits",
         data="digits",

@@ -223,19 +223,19 @@ def _random_batch(batch: int) -> tuple[Tensor, Tensor]:
     return x, torch.randint(10, (batch,), generator=generator)
 
 
-def memory_row(batch: int, model: str, runs: int = 3) -> str:
+def memory_row(batch: int, model: str, runs: int = 5) -> str:
     """What three 4-bit training steps add to a process' resident memory, over what three of the FP32 twin add."""
     peaks: dict[str, list[float]] = {"4-bit": [], "FP32": []}
     for _ in tqdm(range(runs), desc="memory", unit="pair", leave=False, disable=None):
         for name, found in peaks.items():
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
                 found.append(fresh.submit(_peak_growth, model, name, batch, torch.get_num_threads()).result())
-    ratios = [ours / twin for ours, twin in zip(peaks["4-bit"], peaks["FP32"], strict=True)]
-    ours, twin = (statistics.median(found) / 2**20 for found in peaks.values())
-    value = Interval(statistics.median(ratios), min(ratios), max(ratios))
+    pairs = sorted(zip(peaks["4-bit"], peaks["FP32"], strict=True), key=lambda pair: pair[0] / pair[1])
+    ours, twin = pairs[runs // 2]
+    value = Interval(*(pair[0] / pair[1] for pair in (pairs[runs // 2], pairs[0], pairs[-1])))
     detail = (
-        f"{ours:,.0f} MiB over {twin:,.0f} MiB: peak growth of a fresh process' resident memory by network, optimizer "
-        f"and three steps; least ... most of {runs} pairs"
+        f"{ours / 2**20:,.0f} MiB over {twin / 2**20:,.0f} MiB, by which network, optimizer and three steps raise the "
+        f"peak of a fresh process; the middle, least ... most of {runs} pairs"
     )
     return _row("4-bit peak memory / its FP32 twin's", value, detail)
 

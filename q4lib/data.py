@@ -123,10 +123,12 @@ def load(name: str) -> Dataset:
             parts = _read_pack(path)
         else:
             parts = _read_torchvision(name, path)
+        train, test, classes = parts
+        arrays = *_in_order(*train), *_in_order(*test)
+    except ImportError:
+        raise
     except Exception as error:
         raise DataError(f"{path} is damaged ({error}): delete it, then `q4 data get {name}`") from error
-    train, test, classes = parts
-    arrays = *_in_order(*train), *_in_order(*test)
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(array.data)

@@ -143,6 +143,7 @@ class _Run:
     def __init__(self, recipe: Recipe, folder: Path, data: Dataset, device: str) -> None:
         self.recipe, self.folder, self.data, self.device = recipe, folder, data, device
         self.log, self.checkpoint = folder / "log.jsonl", folder / "checkpoint.safetensors"
+        self.model_file = folder / "model.safetensors"
         x, y = data.x_train.to(device), data.y_train.to(device)
         split = len(x) - recipe.val
         if split < 2:
@@ -206,6 +207,10 @@ class _Run:
         first, last = self.at["epoch"], self.recipe.epochs
         steps = self.recipe.steps(len(self.x))
         done = (first - 1) * steps + self.at["step"]
+        if first > last and not self.model_file.exists():
+            if self.recipe.select == "val":
+                raise RunError(f"{self.model_file} is gone, and its epoch's weights with it: give another --out")
+            self._save_model(read_log(self.folder)[1][-1])
         if progress and first > last:
             print("this run is finished: nothing was left to do", flush=True)
         elif progress and done:
@@ -279,10 +284,11 @@ class _Run:
             raise FileError(f"cannot write {self.log}: {error.strerror}; the last checkpoint is intact") from error
         best = reported(read_log(self.folder)[1], recipe.select)["epoch"] == at["epoch"]
         if best and (recipe.select == "val" or at["epoch"] == recipe.epochs):
-            save_model(
-                self.folder / "model.safetensors", self.model,
-                data=recipe.data, classes=self.data.classes, recipe=recipe.name, epoch=at["epoch"], test_acc=test_acc,
-            )  # fmt: skip
+            self._save_model(line)
         self.at = {"epoch": at["epoch"] + 1, "step": 0, "loss": 0.0, "right": 0, "seen": 0, "seconds": 0.0}
         self.save()
         return line
+
+    def _save_model(self, line: dict[str, Any]) -> None:
+        facts = {"recipe": self.recipe.name, "data": self.recipe.data, "classes": self.data.classes}
+        save_model(self.model_file, self.model, **facts, epoch=line["epoch"], test_acc=line["test_acc"])

@@ -128,6 +128,14 @@ def test_resume_cuts_the_log_back_to_the_checkpoint(tmp_path):
     assert (folder / "log.jsonl").read_text() == whole
 
 
+def test_a_finished_run_writes_a_lost_model_again(tmp_path):
+    folder, recipe = copy_with_two_epochs(tmp_path)
+    model = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    fit(recipe, folder, device="cpu", progress=False)
+    assert (folder / "model.safetensors").read_bytes() == model
+
+
 def test_a_run_is_refused_when_what_it_began_with_is_gone(tmp_path):
     """Another recipe, a damaged checkpoint, a shortened log, no checkpoint: one sentence, nothing written."""
     folder, recipe = copy_with_two_epochs(tmp_path)

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from .data import SOURCES
 from .layers import FP32
 from .models import MODELS
-from .quant import qmax
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,16 @@ class Recipe:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.bits != FP32:
-            qmax(self.bits)
-        for name, least in (("epochs", 1), ("schedule_epochs", 1), ("batch_size", 2), ("crop", 0), ("val", 0)):
+        if self.bits != FP32 and self.bits not in range(2, 9):
+            raise ValueError(f"bits must be 2..8, or 32 for the FP32 twin, got {self.bits!r}")
+        for name, least in (("epochs", 1), ("schedule_epochs", 1), ("batch_size", 2), ("val", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, most in (("crop", 32), ("seed", 2**31 - 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be 0..{most}, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
         if self.select == "val" and not self.val:
             raise ValueError("select=val needs a validation split: give --val, 5000 say")
 

@@ -112,6 +112,8 @@ def fit(
     CPU. RunError, FileError and DataError say what is wrong.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise RunError(f"there is no GPU that torch can use here: leave out --device, or give cpu, got {device}")
     folder = Path(folder or home() / "runs" / run_name(recipe, device))
     with locked(folder):
         _Run(recipe, folder, load(recipe.data), device).train(progress, save_every, on_epoch)

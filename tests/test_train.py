@@ -234,6 +234,9 @@ def test_a_run_is_named_by_its_departures():
         ({"data": "mnist"}, "data must be one of digits, cifar10, cifar100, got 'mnist'"),
         ({"bits": 1}, "bits must be 2..8"),
         ({"epochs": 0}, "epochs must be at least 1"),
+        ({"seed": -5}, "seed must be 0..2147483647, got -5"),
+        ({"crop": 500}, "crop must be 0..32, got 500"),
+        ({"lr": float("inf")}, "lr must be positive and finite, got inf"),
         ({"select": "val"}, "select=val needs a validation split"),
         ({"precision": "fp8"}, "precision must be one of"),
     ],
@@ -259,6 +262,12 @@ def test_bf16_trains_and_is_resumed_in_bf16(tmp_path):
 def test_the_fp32_twin_logs_no_grid(tmp_path):
     folder = fit(replace(TINY, bits=32, epochs=1, val=1300), tmp_path / "run", device="cpu", progress=False)
     assert read_log(folder)[1][0]["layers"] == {}
+
+
+def test_a_gpu_that_is_not_there_is_said_to_be_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RunError, match="there is no GPU that torch can use here"):
+        fit(TINY, tmp_path / "run", device="cuda")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -18,7 +18,7 @@ from ..pack import load_model
 from ..train import RECIPES, Recipe, RunError, evaluate, fit, read_log, reported, run_name
 
 EPILOG = """examples:
-  q4 train                                     scanned digits, about a minute, no network
+  q4 train                                     scanned digits, half a minute, no network
   q4 train paper --epochs 7                    the paper's recipe on CIFAR-10
   q4 train digits --bits 2 --set lr=0.01       a departure from a recipe, in a run folder of its own
   q4 eval ~/.q4/runs/digits-digits-b4-s0       a run or a packed file, measured again on the test set
@@ -180,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--select", help="report the last epoch, or the best on the validation split: last or val")
     run.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="any other field")
     run.add_argument("--out", type=Path, help="the run folder itself")
-    run.add_argument("--device", help="cpu or cuda: cuda where there is one, if none is named")
+    run.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one, if none is named")
     measure = command("eval", eval_)
     measure.add_argument("path", type=Path, metavar="RUN|FILE")
     guess = command("predict", predict)

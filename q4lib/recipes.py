@@ -59,7 +59,7 @@ class Recipe:
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         if self.select == "val" and not self.val:
-            raise ValueError("select=val needs a validation split: give --val, 5000 say")
+            raise ValueError("select=val needs a validation split: give --val, a tenth of the training images, say")
 
     def steps(self, images: int) -> int:
         """Training steps an epoch; a last batch of one image is left out, because batch norm needs two."""

@@ -19,18 +19,15 @@ from .checkpoint import get_state, set_state
 from .data import SOURCES, Dataset, batches, home, load, normalize
 from .files import FileError, load_tensors, locked, save_tensors, write_whole
 from .layers import FP32, quantized_layers
+from .log import RunError, read_log, reported
 from .machine import describe
 from .models import MODELS
 from .optim import QuantAwareAdamW
-from .pack import save_model
+from .pack import load_model, save_model
 from .quant import statistics
 from .recipes import RECIPES, Recipe, run_name
 
 __all__ = ["RECIPES", "Recipe", "RunError", "evaluate", "fit", "read_log", "reported", "run_name", "train_step"]
-
-
-class RunError(RuntimeError):
-    """A run that cannot start or go on, in a sentence that says why and what to do."""
 
 
 def train_step(
@@ -79,21 +76,6 @@ def faster_precision(recipe: Recipe, device: str = "cpu") -> str:
     if recipe.precision != "auto":
         return recipe.precision
     return min(("fp32", "bf16"), key=lambda precision: step_seconds(recipe, precision, device, size=16))
-
-
-def read_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A run's `log.jsonl`: the facts of its first line, and its epochs. RunError if a line is damaged."""
-    path = Path(folder) / "log.jsonl"
-    try:
-        first, *epochs = [json.loads(line) for line in path.read_text().splitlines()]
-        return first["run"], epochs
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path} is not a whole log of a run ({error})") from error
-
-
-def reported(epochs: list[dict[str, Any]], select: str) -> dict[str, Any]:
-    """The epoch a run reports: its last, or the first with the best validation accuracy."""
-    return epochs[-1] if select == "last" else max(epochs, key=lambda epoch: epoch["val_acc"])
 
 
 def fit(
@@ -163,6 +145,10 @@ class _Run:
     def _start(self) -> None:
         if self.log.exists() and read_log(self.folder)[1]:
             raise RunError(f"{self.folder} holds a log but no checkpoint to go on from: give another --out")
+        there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        others = sorted(name for name in there - {"recipe.json", "log.jsonl"} if not name.startswith("."))
+        if others:
+            raise RunError(f"{self.folder} holds {others[0]}, which is not of this run: give another --out")
         self.facts = {
             "recipe": asdict(self.recipe),
             **describe(self.device),
@@ -209,10 +195,8 @@ class _Run:
         first, last = self.at["epoch"], self.recipe.epochs
         steps = self.recipe.steps(len(self.x))
         done = (first - 1) * steps + self.at["step"]
-        if first > last and not self.model_file.exists():
-            if self.recipe.select == "val":
-                raise RunError(f"{self.model_file} is gone, and its epoch's weights with it: give another --out")
-            self._save_model(read_log(self.folder)[1][-1])
+        if first > last:
+            self._mend_model()
         if progress and first > last:
             print("this run is finished: nothing was left to do", flush=True)
         elif progress and done:
@@ -290,6 +274,15 @@ class _Run:
         self.at = {"epoch": at["epoch"] + 1, "step": 0, "loss": 0.0, "right": 0, "seen": 0, "seconds": 0.0}
         self.save()
         return line
+
+    def _mend_model(self) -> None:
+        """Write a finished run's lost or damaged model again."""
+        try:
+            load_model(self.model_file)
+        except FileError as error:
+            if self.recipe.select == "val":
+                raise RunError(f"{error}, and its epoch's weights are lost: give another --out") from error
+            self._save_model(read_log(self.folder)[1][-1])
 
     def _save_model(self, line: dict[str, Any]) -> None:
         facts = {"recipe": self.recipe.name, "data": self.recipe.data, "classes": self.data.classes}

@@ -131,9 +131,17 @@ def test_resume_cuts_the_log_back_to_the_checkpoint(tmp_path):
 def test_a_finished_run_writes_a_lost_model_again(tmp_path):
     folder, recipe = copy_with_two_epochs(tmp_path)
     model = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").unlink()
-    fit(recipe, folder, device="cpu", progress=False)
-    assert (folder / "model.safetensors").read_bytes() == model
+    for spoil in (lambda path: path.unlink(), lambda path: path.write_bytes(model[:20_000])):
+        spoil(folder / "model.safetensors")
+        fit(recipe, folder, device="cpu", progress=False)
+        assert (folder / "model.safetensors").read_bytes() == model
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    (tmp_path / "model.safetensors").write_text("mine")
+    with pytest.raises(RunError, match=r"holds model\.safetensors, which is not of this run"):
+        fit(TINY, tmp_path, device="cpu", progress=False)
+    assert (tmp_path / "model.safetensors").read_text() == "mine"
 
 
 def test_a_run_is_refused_when_what_it_began_with_is_gone(tmp_path):
@@ -153,7 +161,7 @@ def test_a_run_is_refused_when_what_it_began_with_is_gone(tmp_path):
     with pytest.raises(RunError, match=r"checkpoint.safetensors is damaged.*--out"):
         fit(recipe, folder, device="cpu")
     (folder / "checkpoint.safetensors").unlink()
-    with pytest.raises(RunError, match="no checkpoint"):
+    with pytest.raises(RunError, match="a log but no checkpoint"):
         fit(recipe, folder, device="cpu")
     del files["checkpoint.safetensors"]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
@@ -284,6 +292,6 @@ def test_ctrl_c_is_one_sentence_and_the_run_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.strip() == "q4: stopped; the same command goes on from its last checkpoint"
+    assert errors.strip() == "q4: stopped; the same command goes on from its last checkpoint, a minute old at most"
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and len(read_log(tmp_path / "run")[1]) == 2

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"q4: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("q4: stopped; the same command goes on from its last checkpoint", file=sys.stderr)
+        print("q4: stopped; the same command goes on from its last checkpoint, a minute old at most", file=sys.stderr)
         return 130
     return 0
 
@@ -55,23 +55,28 @@ def train(recipe: str, settings: list[str], out: Path | None, device: str | None
 
 def eval_(path: Path) -> None:
     """Accuracy of a run's model or a packed file on its data's test set."""
-    file = path / "model.safetensors" if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        raise FileError(f"{path} has no model.safetensors: its run is not finished")
+    file = _model_file(path)
     model, facts = load_model(file)
     images = data.load(facts["data"])
     loss, accuracy = evaluate(model, images.x_test, images.y_test, facts["data"])
     print(f"{file}: {accuracy:.2f} % of {len(images.y_test)} test images of {facts['data']}, loss {loss:.4f} (fp32)")
 
 
-def predict(file: Path, pictures: list[Path]) -> None:
-    """The three likeliest classes of each picture."""
-    model, facts = load_model(file)
+def predict(path: Path, pictures: list[Path]) -> None:
+    """The three likeliest classes of each picture, by a run's model or a packed file."""
+    model, facts = load_model(_model_file(path))
     for picture in pictures:
         with torch.inference_mode():
             share = model(data.normalize(data.read_picture(picture), facts["data"])).softmax(1)[0]
         top = ", ".join(f"{facts['classes'][i]} {100 * share[i]:.1f} %" for i in share.argsort(descending=True)[:3])
         print(f"{picture}: {top}")
+
+
+def _model_file(path: Path) -> Path:
+    file = path / "model.safetensors" if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise FileError(f"{path} has no model.safetensors: no run was finished there")
+    return file
 
 
 def data_(action: str, names: list[str]) -> None:
@@ -131,7 +136,8 @@ def _setting(text: str) -> tuple[str, Any]:
     kinds = {field.name: field.type for field in fields(Recipe) if field.name != "name"}
     key, equals, value = text.partition("=")
     if key not in kinds or not equals:
-        raise ValueError(f"--set takes key=value, got {text!r}{_nearest(key, kinds)}; the keys are {', '.join(kinds)}")
+        hint = "" if key in kinds else _nearest(key, kinds)
+        raise ValueError(f"--set takes key=value, got {text!r}{hint}; the keys are {', '.join(kinds)}")
     try:
         return key, READ[kinds[key]](value)
     except (KeyError, TypeError, ValueError):
@@ -184,8 +190,8 @@ def _parser() -> argparse.ArgumentParser:
     measure = command("eval", eval_)
     measure.add_argument("path", type=Path, metavar="RUN|FILE")
     guess = command("predict", predict)
-    guess.add_argument("file", type=Path, metavar="FILE")
-    guess.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE")
+    guess.add_argument("path", type=Path, metavar="RUN|FILE")
+    guess.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE", help="of any size; its middle square counts")
     sets = command("data", data_)
     sets.add_argument("action", choices=("get", "check", "where"))
     sets.add_argument("names", nargs="*", metavar="NAME", help="digits, cifar10, cifar100")

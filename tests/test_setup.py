@@ -174,7 +174,14 @@ def test_ci_fails_when_a_step_fails(ci, failing):
 
 
 def test_no_lock_file_and_no_registry_host():
-    sites = ("pypi", "python" + "hosted", "registry." + "npmjs", "deb." + "debian", "download.pytorch", "conda.anaconda")
+    sites = (
+        "pypi",
+        "python" + "hosted",
+        "registry." + "npmjs",
+        "deb." + "debian",
+        "download.pytorch",
+        "conda.anaconda",
+    )
     hosts = [f"{site}.org" for site in sites]
     files = project_files()
     assert len(files) > 10

@@ -114,6 +114,14 @@ def test_the_model_kept_is_the_best_on_validation(undisturbed):
     assert reported(epochs, "last")["epoch"] == TINY.epochs
 
 
+def test_the_test_set_never_chooses_the_epoch():
+    """Validation is best at epochs 2 and 3, of which the first counts; the test set is best at epoch 3."""
+    rows = [(70.0, 80.0), (75.0, 70.0), (75.0, 90.0), (60.0, 85.0)]
+    epochs = [{"epoch": i, "val_acc": val, "test_acc": test} for i, (val, test) in enumerate(rows, start=1)]
+    assert reported(epochs, "val")["epoch"] == 2
+    assert reported(epochs, "last")["epoch"] == 4
+
+
 def copy_with_two_epochs(tmp_path: Path) -> tuple[Path, Recipe]:
     """A short run of two epochs, finished, to be spoilt."""
     recipe = replace(TINY, epochs=2, val=1300, select="last")

@@ -54,9 +54,8 @@ def plot_run(folder: Path) -> Figure:
         accuracy.set(ylabel="accuracy (%)", title=_title(recipe, run))
         accuracy.legend(loc="lower right")
         rate.plot(x, [line["lr"] for line in epochs], color=GREY, marker=".")
-        rate.margins(y=0.2)
-        rate.set(xlabel="epoch", ylabel="learning rate")
-        rate.set_ylim(bottom=0)
+        highest = max((line["lr"] for line in epochs), default=1)
+        rate.set(xlabel="epoch", ylabel="learning rate", ylim=(0, 1.2 * highest or 1))
         rate.xaxis.get_major_locator().set_params(integer=True)
     return figure
 

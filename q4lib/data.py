@@ -163,27 +163,46 @@ def read_picture(path: Path) -> Tensor:
 
 
 def batches(
-    x: Tensor, y: Tensor, size: int, *, seed: int, epoch: int, crop: int = 0, flip: bool = False, start: int = 0
+    x: Tensor,
+    y: Tensor,
+    size: int,
+    *,
+    seed: int,
+    epoch: int,
+    crop: int = 0,
+    reflect: bool = False,
+    flip: bool = False,
+    alternate: bool = False,
+    start: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Shuffled batches uint8 (size, 3, H, W) and labels, beginning with number `start`, on the device of `x`.
 
-    Each image is shifted by up to `crop` pixels into black and, with `flip`, mirrored half the time. Everything is
-    drawn from (seed, epoch), so that an epoch can be entered in its middle. A last batch of one image is left out,
-    because batch norm needs two.
+    Each image is shifted by up to `crop` pixels, black or its own mirror image coming in, and with `flip` mirrored half
+    the time: by a coin, or with `alternate` in every other epoch. Everything is drawn from (seed, epoch), so that an
+    epoch can be entered in its middle. A last batch of one image is left out, because batch norm needs two.
     """
     n, side = len(x), x.shape[-1]
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(n, generator=generator).to(x.device)
-    shifts = torch.randint(0, 2 * crop + 1, (2, n, 1), generator=generator).to(x.device)
-    mirrored = (torch.rand(n, 1, generator=generator) < 0.5).to(x.device) & flip
+    order = torch.randperm(n, generator=generator)
+    shifts = torch.randint(0, 2 * crop + 1, (2, n, 1), generator=generator).to(x.device) - crop
+    mirrored = torch.rand(n, 1, generator=generator) < 0.5
+    if alternate:
+        coins = torch.rand(n, 1, generator=torch.Generator().manual_seed(seed)) < 0.5
+        mirrored = coins[order] ^ (epoch % 2 == 0)
+    order, mirrored = order.to(x.device), mirrored.to(x.device) & flip
     ahead = torch.arange(side, device=x.device)
     for i in range(start * size, n, size):
         picked, now = order[i : i + size], slice(i, i + size)
         if len(picked) == 1:
             return
-        images = F.pad(x[picked], (crop,) * 4)
         rows = shifts[0, now] + ahead
         columns = shifts[1, now] + torch.where(mirrored[now], ahead.flip(0), ahead)
+        if reflect:
+            images = x[picked]
+            rows, columns = (side - 1 - (side - 1 - at.abs()).abs() for at in (rows, columns))
+        else:
+            images = F.pad(x[picked], (crop,) * 4)
+            rows, columns = rows + crop, columns + crop
         pixels = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).view(len(picked), 1, -1)
         images = images.flatten(2).gather(2, pixels.expand(-1, images.shape[1], -1))
         yield images.view(len(picked), -1, side, side), y[picked]

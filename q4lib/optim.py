@@ -58,8 +58,11 @@ class QuantAwareAdamW(torch.optim.AdamW):
                 loss = closure()
         if (max_norm := self.param_groups[0]["grad_clip"]) is not None:
             nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], max_norm)
-        super().step()
+        self._update()
         for group in self.param_groups:
             if group["soft_clip"] is not None:
                 soft_clip_((p for p in group["params"] if p.dim() >= 2 and p.grad is not None), group["soft_clip"])
         return loss
+
+    def _update(self) -> None:
+        super().step()

@@ -16,31 +16,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .checkpoint import get_state, set_state
-from .data import SOURCES, Dataset, batches, home, load, normalize
+from .data import Dataset, batches, home, load, normalize
 from .files import FileError, load_tensors, locked, save_tensors, write_whole
 from .layers import FP32, quantized_layers
 from .log import RunError, read_log, reported
 from .machine import describe
-from .models import MODELS
-from .optim import QuantAwareAdamW
 from .pack import load_model, save_model
 from .quant import statistics
 from .recipes import RECIPES, Recipe, run_name
+from .step import build, faster_precision, train_step
 
 __all__ = ["RECIPES", "Recipe", "RunError", "evaluate", "fit", "read_log", "reported", "run_name", "train_step"]
-
-
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, precision: str = "fp32"
-) -> tuple[float, int]:
-    """One step on normalized images: the mean loss and how many of the batch were right."""
-    optimizer.zero_grad()
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(x)
-        loss = F.cross_entropy(logits, y)
-    loss.backward()
-    optimizer.step()
-    return loss.item(), int((logits.argmax(1) == y).sum())
 
 
 @torch.inference_mode()
@@ -54,28 +40,6 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, data: str, precision: str =
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
         right += int((logits.argmax(1) == labels).sum())
     return loss / len(y), 100 * right / len(y)
-
-
-def step_seconds(recipe: Recipe, precision: str, device: str = "cpu", size: int = 0, steps: int = 3) -> float:
-    """Seconds of the fastest of a few training steps on `size` random images (the recipe's batch by default)."""
-    with torch.random.fork_rng():
-        model, optimizer = _build(recipe, SOURCES[recipe.data].classes, device)
-        size = size or recipe.batch_size
-        x = torch.randn(size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
-        y = torch.zeros(size, dtype=torch.long, device=device)
-        seconds = []
-        for _ in range(steps + 1):
-            start = time.perf_counter()
-            train_step(model, optimizer, x, y, precision)
-            seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
-
-
-def faster_precision(recipe: Recipe, device: str = "cpu") -> str:
-    """The recipe's precision; for auto, the faster of fp32 and bf16 on 16 images (bf16 can be 40 times slower)."""
-    if recipe.precision != "auto":
-        return recipe.precision
-    return min(("fp32", "bf16"), key=lambda precision: step_seconds(recipe, precision, device, size=16))
 
 
 def fit(
@@ -100,14 +64,6 @@ def fit(
     with locked(folder):
         _Run(recipe, folder, load(recipe.data), device).train(progress, save_every, on_epoch)
     return folder
-
-
-def _build(recipe: Recipe, num_classes: int, device: str) -> tuple[nn.Module, QuantAwareAdamW]:
-    torch.manual_seed(recipe.seed)
-    model = MODELS[recipe.model](num_classes, recipe.bits, recipe.per_channel, recipe.dropout)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    chosen = {key: getattr(recipe, key) for key in ("lr", "betas", "eps", "weight_decay", "grad_clip", "soft_clip")}
-    return model, QuantAwareAdamW(model.parameters(), **chosen)
 
 
 def _layer_statistics(model: nn.Module) -> dict[str, dict[str, float]]:
@@ -157,7 +113,7 @@ class _Run:
             "data_digest": self.data.digest,
         }
         self.at: dict[str, Any] = {"epoch": 1, "step": 0, "loss": 0.0, "right": 0, "seen": 0, "seconds": 0.0}
-        self.model, self.optimizer = _build(self.recipe, len(self.data.classes), self.device)
+        self.model, self.optimizer = build(self.recipe, len(self.data.classes), self.device)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -173,7 +129,8 @@ class _Run:
             raise RunError(f"{error}: delete {self.folder} to start again, or give another --out") from error
         self.facts, self.at = saved["run"], saved["at"]
         asked = _identity(json.loads(json.dumps(asdict(self.recipe))), self.data.digest, self.device)
-        begun = _identity(self.facts["recipe"], self.facts["data_digest"], self.facts["device"])
+        first = asdict(Recipe(self.recipe.name)) | self.facts["recipe"]
+        begun = _identity(first, self.facts["data_digest"], self.facts["device"])
         changed = [f"{key} {begun.get(key)} -> {new}" for key, new in asked.items() if begun.get(key) != new]
         if changed:
             raise RunError(f"{self.folder} was begun with another recipe ({', '.join(changed)}): give another --out")
@@ -183,7 +140,7 @@ class _Run:
         if len(lines) > self.at["epoch"]:
             write_whole(self.log, "".join(lines[: self.at["epoch"]]).encode())
         torch.set_num_threads(self.facts["threads"])
-        self.model, self.optimizer = _build(self.recipe, len(self.data.classes), self.device)
+        self.model, self.optimizer = build(self.recipe, len(self.data.classes), self.device)
         set_state(self.model, self.optimizer, tensors)
 
     def save(self) -> None:
@@ -209,7 +166,8 @@ class _Run:
                 bar.set_description_str(f"epoch {epoch}/{last}{tested}")
                 self._train_epoch(bar, save_every)
                 line = self._finish_epoch()
-                tested = f", test {line['test_acc']:.2f} %"
+                of = "val" if line["test_acc"] is None else "test"
+                tested = f", {of} {line[f'{of}_acc']:.2f} %"
                 if progress and not barred:
                     left = (time.perf_counter() - began) * (last - epoch) * steps / (epoch * steps - done)
                     told = f"epoch {epoch}/{last}: train {line['train_acc']:.2f} %{tested}"
@@ -218,17 +176,21 @@ class _Run:
 
     def _train_epoch(self, bar: Any, save_every: float) -> None:
         recipe, at = self.recipe, self.at
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(at["epoch"])
+        steps = recipe.steps(len(self.x))
         self.model.train()
         began = time.perf_counter() - at["seconds"]
         drawn = batches(
             self.x, self.y, recipe.batch_size,
-            seed=recipe.seed, epoch=at["epoch"], crop=recipe.crop, flip=recipe.flip, start=at["step"],
+            seed=recipe.seed, epoch=at["epoch"], crop=recipe.crop, reflect=recipe.reflect, flip=recipe.flip,
+            alternate=recipe.alternate, start=at["step"],
         )  # fmt: skip
         for images, labels in drawn:
             x = normalize(images, recipe.data).contiguous(memory_format=torch.channels_last)
-            loss, right = train_step(self.model, self.optimizer, x, labels, self.facts["precision"])
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * recipe.rate(at["epoch"], (at["step"] + 0.5) / steps)
+            loss, right = train_step(
+                self.model, self.optimizer, x, labels, self.facts["precision"], recipe.label_smoothing
+            )
             if not math.isfinite(loss):
                 raise RunError(
                     f"the loss became {loss} in epoch {at['epoch']}, step {at['step'] + 1}: try a lower learning rate, "
@@ -249,7 +211,9 @@ class _Run:
         recipe, at, began = self.recipe, self.at, time.perf_counter()
         check = (recipe.data, self.facts["precision"])
         val_acc = evaluate(self.model, self.x_val, self.y_val, *check)[1] if recipe.val else None
-        test_loss, test_acc = evaluate(self.model, self.x_test, self.y_test, *check)
+        # A run that holds images out to choose a recipe never reads the test set.
+        tuning = recipe.val and recipe.select == "last"
+        test_loss, test_acc = (None, None) if tuning else evaluate(self.model, self.x_test, self.y_test, *check)
         line = {
             "epoch": at["epoch"],
             "train_loss": at["loss"] / at["seen"],

@@ -123,8 +123,10 @@ def _summary(folder: Path) -> str:
     line = reported(epochs, recipe["select"])
     how = "the last epoch" if recipe["select"] == "last" else "the epoch best on the validation split"
     size = (folder / "model.safetensors").stat().st_size
+    of = "validation" if line["test_acc"] is None else "test"
+    accuracy = line["val_acc" if line["test_acc"] is None else "test_acc"]
     return (
-        f"{line['test_acc']:.2f} % on the test images of {recipe['data']} at {how} ({line['epoch']} of {len(epochs)}), "
+        f"{accuracy:.2f} % on the {of} images of {recipe['data']} at {how} ({line['epoch']} of {len(epochs)}), "
         f"one seed ({recipe['seed']}), {run['precision']}, {sum(line['seconds'] for line in epochs):.0f} s of training "
         f"on {run['processor']}\n{folder}: model.safetensors ({size / 1000:.0f} kB, {recipe['bits']}-bit weights), "
         "log.jsonl, curve.png"

@@ -13,7 +13,8 @@ from ..machine import processor
 from ..models import MODELS, VGG4bit
 from ..optim import QuantAwareAdamW
 from ..recipes import RECIPES, Recipe
-from ..train import evaluate, faster_precision, step_seconds, train_step
+from ..step import faster_precision, step_seconds, train_step
+from ..train import evaluate
 from .bench import matmul_seconds
 
 IMAGES = 8  # few, because bf16 can be 40 times slower

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import SOURCES
+from .machine import keep_memory
 from .models import MODELS
 from .muon import MuonAdamW
 from .optim import QuantAwareAdamW
@@ -15,6 +16,7 @@ from .recipes import Recipe
 
 def build(recipe: Recipe, num_classes: int, device: str) -> tuple[nn.Module, QuantAwareAdamW]:
     """The recipe's network, started from its seed, and the optimizer; each group keeps its full rate, `initial_lr`."""
+    keep_memory()
     torch.manual_seed(recipe.seed)
     model = MODELS[recipe.model](num_classes, recipe.bits, recipe.per_channel, recipe.dropout)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from PIL import Image
 
@@ -180,6 +181,32 @@ def test_an_augmented_image_is_a_shifted_mirrored_original():
             assert len(found) == 1
             kinds |= {("dy", found[0][0]), ("dx", found[0][1]), ("mirrored", found[0][2])}
     assert len(kinds) == 9 + 9 + 2
+
+
+def test_a_reflected_crop_is_that_of_a_reflected_border():
+    """Every batch image is a window of the image that F.pad reflects."""
+    x, y = random_images(8)
+    drawn, _ = next(batches(x, torch.arange(8), 8, seed=3, epoch=1, crop=3, reflect=True))
+    _, numbers = next(batches(x, torch.arange(8), 8, seed=3, epoch=1, crop=3, reflect=True))
+    bordered = F.pad(x.float(), (3,) * 4, mode="reflect")
+    shifts = set()
+    for image, number in zip(drawn, numbers, strict=True):
+        windows = bordered[number].unfold(1, 32, 1).unfold(2, 32, 1)
+        same = (windows == image[:, None, None].float()).flatten(3).all(3).all(0)
+        assert same.any()
+        shifts |= {tuple(at) for at in same.nonzero().tolist()}
+    assert len(shifts) > 3
+
+
+def test_an_alternating_flip_shows_each_image_both_ways_in_two_epochs():
+    x, _ = random_images(40)
+    ways = []
+    for epoch in (1, 2, 3):
+        images, numbers = next(batches(x, torch.arange(40), 40, seed=0, epoch=epoch, flip=True, alternate=True))
+        mirrored = (images == x[numbers].flip(3)).flatten(1).all(1)
+        assert (mirrored | (images == x[numbers]).flatten(1).all(1)).all()
+        ways.append(mirrored[numbers.argsort()])
+    assert (ways[0] ^ ways[1]).all() and (ways[0] == ways[2]).all() and 8 < ways[0].sum() < 32
 
 
 def test_batches_are_drawn_from_seed_and_epoch_alone():

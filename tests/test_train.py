@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from q4lib.files import FileError, load_tensors
+from q4lib.files import FileError, load_tensors, save_tensors
 from q4lib.kit.plots import paper_run
 from q4lib.train import RECIPES, Recipe, RunError, evaluate, faster_precision, fit, read_log, reported, run_name
 
-TINY = replace(RECIPES["digits"], epochs=3, batch_size=32, dropout=0.3, val=200, select="val")
+TINY = replace(
+    RECIPES["digits"], epochs=3, batch_size=32, dropout=0.3, val=200, select="val", optimizer="muon",
+    schedule="linear", schedule_epochs=3, warmup=0.2, label_smoothing=0.1, reflect=True, alternate=True,
+)  # fmt: skip
 SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["q4lib.train", "sklearn.datasets"])
 
@@ -235,6 +238,32 @@ def test_paper_is_the_papers_recipe():
     assert (paper.model, paper.batch_size, paper.lr, paper.weight_decay) == ("vgg4bit", 128, 1e-3, 5e-4)
     assert (paper.crop, paper.flip, paper.dropout) == (4, True, 0.5)
     assert (paper.grad_clip, paper.soft_clip, paper.epochs, paper.precision) == (0.5, 3.0, 150, "fp32")
+
+
+def test_the_linear_schedule_climbs_and_ends_at_zero():
+    fast = replace(RECIPES["fast"], epochs=4, schedule_epochs=4, warmup=0.25)
+    rates = [fast.rate(epoch, done) for epoch in range(1, 6) for done in (0.0, 0.5)]
+    assert rates == pytest.approx([0, 1 / 2, 1, 5 / 6, 2 / 3, 1 / 2, 1 / 3, 1 / 6, 0, 0])
+
+
+def test_a_tuning_run_never_reads_the_test_set(tmp_path, monkeypatch):
+    """With a validation split and no choice of epoch, the test images could be missing."""
+    monkeypatch.setattr("q4lib.train.evaluate", lambda model, x, y, *rest: (0.5, 100 * len(y) / 1300))
+    folder = fit(replace(TINY, epochs=1, val=1300, select="last"), tmp_path / "run", device="cpu", progress=False)
+    line = read_log(folder)[1][0]
+    assert (line["val_acc"], line["test_acc"], line["test_loss"]) == (100, None, None)
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on(tmp_path):
+    """A checkpoint without a key is one with that key's default."""
+    recipe = replace(RECIPES["digits"], epochs=1, val=1300)
+    folder = fit(recipe, tmp_path / "run", device="cpu", progress=False)
+    tensors, saved = load_tensors(folder / "checkpoint.safetensors", "checkpoint")
+    del saved["run"]["recipe"]["optimizer"]
+    save_tensors(folder / "checkpoint.safetensors", tensors, "checkpoint", saved)
+    fit(recipe, folder, device="cpu", progress=False)
+    with pytest.raises(RunError, match="optimizer adamw -> muon"):
+        fit(replace(recipe, optimizer="muon"), folder, device="cpu", progress=False)
 
 
 def test_a_run_is_named_by_its_departures():

@@ -1,0 +1,59 @@
+"""Muon against the singular value decomposition, and against torch's own on matrices."""
+
+import pytest
+import torch
+from torch import nn
+
+from q4lib import QuantAwareAdamW
+from q4lib.muon import MuonAdamW, orthogonalize
+
+
+@pytest.mark.parametrize("shape", [(16, 3, 3, 3), (32, 16, 3, 3), (64, 8, 1, 1)])
+def test_orthogonalized_is_u_times_v_with_singular_values_near_one(shape):
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonalize(g * 1e-3)
+    u, _, vh = torch.linalg.svd(g.flatten(1), full_matrices=False)
+    singular = torch.linalg.svdvals(found.flatten(1))
+    assert found.shape == g.shape and singular.min() > 0.6 and singular.max() < 1.3
+    same = (found.flatten(1) * (u @ vh)).sum() / found.norm() / (u @ vh).norm()
+    assert same > 0.97
+    assert not orthogonalize(torch.zeros(shape)).any()
+
+
+def test_a_step_is_torch_s_own_muon_on_the_same_matrix():
+    """torch's orthogonalizes in bf16 and averages its momentum: equal directions, to two digits."""
+    g = torch.Generator().manual_seed(1)
+    start = torch.randn(24, 40, generator=g)
+    start *= 24**0.5 / start.norm()
+    theirs = nn.Parameter(start.clone())
+    ours = nn.Parameter(start.clone().view(24, 40, 1, 1))
+    reference = torch.optim.Muon([theirs], lr=0.05, weight_decay=0.0, momentum=0.6, adjust_lr_fn="original")
+    optimizer = MuonAdamW([ours], lr=1.0, muon_lr=0.05, momentum=0.6, grad_clip=None, soft_clip=None)
+    for _ in range(3):
+        theirs.grad = torch.randn(24, 40, generator=g)
+        ours.grad = theirs.grad.view(24, 40, 1, 1).clone()
+        with torch.no_grad():  # ours scales a weight before its step, torch's does not
+            theirs *= 24**0.5 / theirs.norm()
+        reference.step()
+        optimizer.step()
+        torch.testing.assert_close(ours.view(24, 40), theirs, rtol=0, atol=5e-3)
+    assert (ours.view(24, 40) - start).norm() > 0.3
+
+
+def test_what_is_no_convolution_steps_as_quant_aware_adamw():
+    g = torch.Generator().manual_seed(2)
+    shapes = ((5, 4), (5,), (6, 4, 3, 3))
+    ours, plain = (
+        [nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(3))) for s in shapes] for _ in "ab"
+    )
+    settings = {"lr": 0.02, "weight_decay": 0.1, "grad_clip": None, "soft_clip": 1.0}
+    optimizers = MuonAdamW(ours, **settings), QuantAwareAdamW(plain[:2], **settings)
+    for _ in range(3):
+        for a, b in zip(ours, plain, strict=True):
+            a.grad = torch.randn(a.shape, generator=g)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(ours[:2], plain[:2], strict=True):
+        torch.testing.assert_close(a, b)
+    assert ours[2].abs().max() < 1 and (ours[2] - plain[2]).abs().max() > 0.1

@@ -1,10 +1,11 @@
 """CIFAR-10, CIFAR-100 and scanned digits as uint8 tensors, and batches of them, augmented as whole tensors."""
 
+import difflib
 import hashlib
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -208,9 +209,15 @@ def batches(
         yield images.view(len(picked), -1, side, side), y[picked]
 
 
+def nearest(word: object, known: Iterable[str]) -> str:
+    """` (did you mean 'cifar10'?)` for an error's sentence, or nothing where no known name is near."""
+    near = difflib.get_close_matches(str(word), known, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
 def _source(name: str) -> Source:
     if name not in SOURCES:
-        raise DataError(f"no data set is called {name!r}: there are {', '.join(SOURCES)}")
+        raise DataError(f"no data set is called {name!r}{nearest(name, SOURCES)}: there are {', '.join(SOURCES)}")
     return SOURCES[name]
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 
-from .data import SOURCES
+from .data import SOURCES, nearest
 from .layers import FP32
 from .models import MODELS
 
@@ -58,17 +58,29 @@ class Recipe:
             ("precision", ("fp32", "bf16", "auto")),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+                got = getattr(self, name)
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {got!r}{nearest(got, known)}")
         if self.bits != FP32 and self.bits not in range(2, 9):
-            raise ValueError(f"bits must be 2..8, or 32 for the FP32 twin, got {self.bits!r}")
+            near = min((*range(2, 9), FP32), key=lambda bits: abs(bits - self.bits))
+            raise ValueError(f"bits must be 2..8, or 32 for the FP32 twin, got {self.bits!r}: the nearest is {near}")
         for name, least in (("epochs", 1), ("schedule_epochs", 1), ("batch_size", 2), ("val", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name, most in (("crop", 32), ("seed", 2**31 - 1)):
+        for name, most in (("crop", 31 if self.reflect else 32), ("seed", 2**31 - 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be 0..{most}, got {getattr(self, name)}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        for name in ("lr", "muon_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        for name in ("warmup", "label_smoothing", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
+        images = SOURCES[self.data].train
+        if images - self.val < 2:
+            raise ValueError(f"val must leave images to train on: {self.data} has {images}, got {self.val}")
+        if images - self.val < self.batch_size:
+            left = f"the {images - self.val} images of {self.data} to train on"
+            raise ValueError(f"batch_size must be at most {left}, got {self.batch_size}: give --set batch_size=")
         if self.select == "val" and not self.val:
             raise ValueError("select=val needs a validation split: give --val, a tenth of the training images, say")
 

@@ -86,8 +86,6 @@ class _Run:
         self.model_file = folder / "model.safetensors"
         x, y = data.x_train.to(device), data.y_train.to(device)
         split = len(x) - recipe.val
-        if split < 2:
-            raise RunError(f"val must leave images to train on: {recipe.data} has {len(x)}, got {recipe.val}")
         self.x, self.y, self.x_val, self.y_val = x[:split], y[:split], x[split:], y[split:]
         self.x_test, self.y_test = data.x_test.to(device), data.y_test.to(device)
         # TF32 is not fp32, and cuDNN's fastest kernels add in no fixed order.

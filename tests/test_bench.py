@@ -1,6 +1,7 @@
 """The benchmark compares like with like, its intervals are right, and bench and doctor print all they promise."""
 
 import math
+import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from q4lib.data import SOURCES
-from q4lib.kit import bench, doctor
+from q4lib.kit import bench, breakdown, doctor
 from q4lib.machine import processor
 from q4lib.quant import fake_quantize, scale
 from q4lib.recipes import RECIPES
@@ -95,7 +96,24 @@ def test_an_arm_with_another_loss_is_refused(batch):
         bench.check_arm("wrong", arm, ours, *batch)
 
 
+def test_the_breakdown_adds_up(monkeypatch, capsys):
+    """The parts of a step fill it, the quantizer lies within forward, and the flops are those of the network."""
+    monkeypatch.setattr(breakdown, "SIZES", (64,))
+    monkeypatch.setattr(breakdown, "matmul_seconds", lambda n, dtype: 2 * n**3 / 1e9)
+    breakdown.main("digits", steps=1, size=8)
+    chosen, other = capsys.readouterr().out.splitlines()[2:]
+    assert "8 images, fp32 (chosen)" in chosen and "2 images, bf16 " in other
+    shares = dict(re.findall(r"(data|forward|backward|optimizer|forward:) ([\d.]+) %", chosen))
+    quantizer = float(shares.pop("forward:"))
+    assert sum(map(float, shares.values())) == pytest.approx(100, abs=0.3) and quantizer < float(shares["forward"]) * 3
+    convs = [1024 * 27 * 16, 1024 * 144 * 16, 256 * 144 * 32, 256 * 288 * 32, 64 * 288 * 64, 64 * 576 * 64]
+    flops = 2 * 8 * (3 * (sum(convs) + 640) - convs[0])
+    share, milliseconds = (float(cell.split()[0].replace(",", "")) for cell in chosen.split(" | ")[1:3])
+    assert share == pytest.approx(flops / (milliseconds / 1000) / 1e9, rel=0.1, abs=0.01)
+
+
 def test_a_small_run_prints_every_row(monkeypatch, capsys):
+    monkeypatch.setattr(breakdown, "main", lambda: None)
     monkeypatch.setattr(bench, "memory_row", partial(bench.memory_row, runs=1))
     bench.main(pairs=6, batch=2, images=64)
     printed = capsys.readouterr().out
@@ -129,6 +147,7 @@ def test_what_is_missing_is_said_and_the_rest_measured(monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "brevitas.nn", None)
     monkeypatch.setattr(bench, "memory_row", only_linux)
+    monkeypatch.setattr(breakdown, "main", lambda: None)
     bench.main(6, 2, "simpleresnet4bit", images=64)
     rows = capsys.readouterr().out.splitlines()[4:]
     assert [row.split(" | ")[0] for row in rows if "not measured" in row] == [

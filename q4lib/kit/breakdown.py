@@ -1,0 +1,87 @@
+"""Where the time of a recipe's training step goes, and how near it comes to this machine's matrix product."""
+
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from ..data import SOURCES, batches, normalize
+from ..layers import quantized_layers
+from ..quant import fake_quantize
+from ..recipes import RECIPES, Recipe
+from ..step import build, faster_precision
+from .bench import SIZES, matmul_seconds
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PARTS = ("data", "forward", "quantizer", "backward", "optimizer")
+
+
+def step_parts(recipe: Recipe, precision: str, size: int, steps: int) -> dict[str, float]:
+    """Medians of the seconds that the parts of a step on `size` images take, their sum `step`, and the share `idle`.
+
+    The quantizer runs within `forward`, and is timed again by itself. `idle` is the share of the threads' time in which
+    no processor worked for this process.
+    """
+    model, optimizer = build(recipe, SOURCES[recipe.data].classes, "cpu")
+    weights = [layer.weight for layer in quantized_layers(model).values()]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (size * (steps + 1), 3, 32, 32), dtype=torch.uint8, generator=generator)
+    y = torch.randint(SOURCES[recipe.data].classes, (len(x),), generator=generator)
+    drawn = batches(x, y, size, seed=0, epoch=1, crop=recipe.crop, reflect=recipe.reflect, flip=recipe.flip)
+    found: dict[str, list[float]] = {part: [] for part in (*PARTS, "step", "idle")}
+    for _ in tqdm(range(steps + 1), desc=f"breakdown, {precision}", unit="step", leave=False, disable=None):
+        at = {"start": time.perf_counter()}
+        worked = time.process_time()
+        images, labels = next(drawn)
+        images = normalize(images, recipe.data).contiguous(memory_format=torch.channels_last)
+        at["data"] = time.perf_counter()
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = F.cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
+        at["forward"] = time.perf_counter()
+        loss.backward()
+        at["backward"] = time.perf_counter()
+        optimizer.step()
+        at["optimizer"] = time.perf_counter()
+        worked = time.process_time() - worked
+        for weight in weights:
+            fake_quantize(weight, min(recipe.bits, 8), recipe.per_channel)
+        at["quantizer"] = time.perf_counter()
+        step = at["optimizer"] - at["start"]
+        order = list(at)
+        for part, before in zip(order[1:], order, strict=False):
+            found[part].append(at[part] - at[before])
+        found["step"].append(step)
+        found["idle"].append(max(0.0, 1 - worked / (step * torch.get_num_threads())))
+    return {part: statistics.median(values[1:]) for part, values in found.items()}
+
+
+def main(name: str = "fast", steps: int = 5, size: int = 0) -> None:
+    """Print a Markdown table: in each precision the step's share of GEMM's FLOP/s, and each part's share of the step.
+
+    The precision that the recipe chooses here is measured on its own batch (or `size` images), the other on a 16th.
+    """
+    recipe = RECIPES[name]
+    chosen = faster_precision(recipe)
+    size = size or recipe.batch_size
+    print("| training step | share of GEMM's FLOP/s | time | where it goes | GEMM |\n|---|---|---|---|---|", flush=True)
+    for precision in sorted(DTYPES, key=lambda precision: precision != chosen):
+        images = size if precision == chosen else max(2, size // 16)
+        parts = step_parts(recipe, precision, images, steps if precision == chosen else 1)
+        model, _ = build(recipe, SOURCES[recipe.data].classes, "cpu")
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(2, 3, 32, 32)).sum().backward()
+        flops = counter.get_total_flops() / 2 * images
+        sizes = SIZES if precision == chosen else SIZES[:1]
+        gemm = max(2 * n**3 / matmul_seconds(n, DTYPES[precision]) for n in sizes)
+        share = {part: f"{100 * parts[part] / parts['step']:.1f} %" for part in PARTS}
+        where = ", ".join(f"{part} {share[part]}" for part in ("data", "forward", "backward", "optimizer"))
+        print(
+            f"| `{name}`, {images} images, {precision}{' (chosen)' if precision == chosen else ''} "
+            f"| {flops / parts['step'] / gemm:.2f} | {1000 * parts['step']:,.0f} ms | {where}; the quantizer's part of "
+            f"forward: {share['quantizer']}; idle: {100 * parts['idle']:.0f} % | {gemm / 1e9:,.0f} GFLOP/s |",
+            flush=True,
+        )

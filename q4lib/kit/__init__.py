@@ -2,6 +2,12 @@
 
 from pathlib import Path
 
+from .checks import check
+from .progress import progress
+from .widgets import explore, quiz
+
+__all__ = ["asset", "check", "explore", "progress", "quiz"]
+
 
 def asset(name: str) -> Path:
     """A recorded run or model of `notebooks/results`: in the repository where there is one, else in the wheel."""

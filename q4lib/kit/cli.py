@@ -1,4 +1,4 @@
-"""The command line: `q4 train`, `eval`, `predict`, `data`, `doctor`, `bench`."""
+"""The command line: `q4 train`, `eval`, `predict`, `data`, `doctor`, `bench`; `run`, `lab`, `refresh`, `link`."""
 
 import argparse
 import difflib
@@ -16,13 +16,15 @@ from ..download import DownloadError
 from ..files import FileError, write_whole
 from ..pack import load_model
 from ..train import RECIPES, Recipe, RunError, evaluate, fit, read_log, reported, run_name
+from . import lessons
 
 EPILOG = """examples:
   q4 train                                     scanned digits, half a minute, no network
   q4 train paper --epochs 7                    the paper's recipe on CIFAR-10
   q4 train digits --bits 2 --set lr=0.01       a departure from a recipe, in a run folder of its own
   q4 eval ~/.q4/runs/digits-digits-b4-s0       a run or a packed file, measured again on the test set
-  q4 predict model.safetensors cat.png         the three likeliest classes"""
+  q4 predict model.safetensors cat.png         the three likeliest classes
+  q4 run 01 02 --preset smoke --out /tmp/out   two lessons, executed: notebooks, HTML pages, a table of minutes"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -200,6 +202,16 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", doctor)
     ratios = command("bench", bench)
     ratios.add_argument("--pairs", type=int, default=30, help="rounds, each of one step of every arm (30 or more)")
+    execute = command("run", lessons.run)
+    execute.add_argument("names", nargs="*", metavar="LESSON", help="01 or 01_quantization; all, if none is named")
+    execute.add_argument("--preset", default="smoke", help="smoke (seconds, offline), class or full (smoke)")
+    execute.add_argument("--out", type=Path, metavar="DIR", help="where all of it goes ($Q4_HOME/lessons)")
+    execute.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    command("lab", lessons.lab)
+    store = command("refresh", lessons.refresh)
+    store.add_argument("names", nargs="*", metavar="LESSON", help="all, if none is named")
+    store.add_argument("--check", action="store_true", help="write nothing; fail if something would change")
+    command("link", lessons.link).add_argument("repository", metavar="OWNER/REPO")
     return parser
 
 

@@ -23,7 +23,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 
 def main() -> None:
-    """Print processor, memory, speeds, every recipe's time, disk and data sets; about 20 s on two cores."""
+    """Print processor, memory, speeds, every recipe's time, disk and data sets; about a minute on two cores."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"machine: {processor()}, {_cores()} cores, threads: {torch.get_num_threads()}, memory: {_memory()}")
     print(f"software: Python {platform.python_version()}, torch {torch.__version__}")

@@ -27,7 +27,7 @@ import sys
 import time
 
 
-class NotInstalled(Exception):
+class InstallError(Exception):
     def _render_traceback_(self):
         return [f"q4lib could not be installed: {self}"]
 
@@ -46,10 +46,10 @@ def install_q4lib(version, source):
         done = subprocess.run([*pip, os.environ.get("Q4_SOURCE") or source], capture_output=True, text=True)
         if done.returncode:
             if any(word in done.stderr for word in ("resolve host", "name resolution", "Connection", "timed out")):
-                raise NotInstalled("there is no network (on Kaggle: Settings, Internet on)") from None
+                raise InstallError("there is no network (on Kaggle: Settings, Internet on)") from None
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["pip did not say why"]
             why = next((line for line in lines if line.startswith(("ERROR:", "fatal:"))), lines[-1])
-            raise NotInstalled(why.removeprefix("ERROR: ")) from None
+            raise InstallError(why.removeprefix("ERROR: ")) from None
         importlib.invalidate_caches()
         new = [f"{name} {number}" for name, number in sorted(packages().items()) if host.get(name) != number]
         print(f"installed {', '.join(new)} in {time.time() - start:.0f} s")

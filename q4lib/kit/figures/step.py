@@ -98,9 +98,12 @@ def _percent(which: Tensor) -> float:
     return 100 * which.float().mean().item()
 
 
-def _panels() -> tuple[Figure, list]:
-    figure = Figure(figsize=SIZE, dpi=100)
-    return figure, list(figure.subplots(1, 2))
+def _panels(count: int = 2, bottom: float = 0.16) -> tuple[Figure, list]:
+    """Margins are set by hand: to find them takes as long as to draw."""
+    with matplotlib.rc_context({"figure.constrained_layout.use": False}):
+        figure = Figure(figsize=SIZE, dpi=100)
+    figure.subplots_adjust(0.1, bottom, 0.98, 0.9, wspace=0.26)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def plot_gradients(
@@ -117,13 +120,14 @@ def plot_gradients(
         left.plot([-end, end], [-end, end], color=GREY, linewidth=1)
         left.plot(at_masters, at_grid[bits][1], "o", markersize=2, markeredgewidth=0, color=BLUE)
         left.set(title=f"gradients, {bits} bits", xlabel="at the master weight", ylabel="at the grid weight")
-        left.set(xlim=(-end, end), ylim=(-end, end))
+        left.set(xlim=(-end, end), ylim=(-end, end), xticks=[-0.1, 0, 0.1], yticks=[-0.1, 0, 0.1])
         right.plot(list(kept), list(kept.values()), color=GREY, marker="o")
         right.plot(bits, kept[bits], color=BLUE, marker="o", markersize=11)
         if guess is not None:
             right.axhline(guess, color=ORANGE, linestyle="--", label="your guess")
             right.legend(loc="lower right")
         right.set(title="same sign at both", xlabel="bits", ylabel="% of the parameters", ylim=(0, 105))
+        right.set(xticks=range(2, 9), yticks=range(0, 101, 20))
     numbers = f"{bits} bits · {kept[bits]:.0f} % of the gradients keep their sign · cosine {cosine:.2f}"
     return figure, f"{numbers}\nloss {at_grid[bits][0]:.2f} at the grid, {loss:.2f} at the masters"
 
@@ -138,6 +142,7 @@ def plot_clip(gradients: Tensor, clip: float = 0.5, step: int = 1, guess: float 
         left.bar(steps, norms, color=[GREY if s == step else PALE for s in steps])
         left.axhline(clip, color=BLUE, linewidth=2)
         left.set(title=f"the gradient's norm, clip {clip:g}", xlabel="step", yscale="log", ylim=(0.03, 30))
+        left.set_xticks([1, 8, 15, 22])
         left.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
         left.minorticks_off()
         right.plot(steps, free, color=ORANGE, marker="^", markersize=5, label="no clip")
@@ -145,7 +150,7 @@ def plot_clip(gradients: Tensor, clip: float = 0.5, step: int = 1, guess: float 
         right.axvline(step, color=GREY, linewidth=1, zorder=0)
         if guess is not None:
             right.plot(1, guess / 100, "X", color=GREY, markersize=10, label="your guess, step 1")
-        right.set(title="the step's size, in learning rates", xlabel="step")
+        right.set(title="the step's size, in learning rates", xlabel="step", xticks=[1, 8, 15, 22])
         right.set_ylim(bottom=0)
         right.legend(loc="lower left")
     norm, at = norms[step - 1], step - 1
@@ -166,8 +171,7 @@ def plot_adam(
     g_low, g_high = g.quantile(torch.tensor([0.05, 0.95])).tolist()
     low, high = update.quantile(torch.tensor([0.05, 0.95])).tolist()
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, dpi=100)
-        axes = figure.subplots()
+        figure, (axes,) = _panels(1)
         axes.plot(g, update, "o", markersize=2.5, markeredgewidth=0, color=BLUE)
         axes.axhline(1, color=GREY, linewidth=1)
         if guess is not None:
@@ -233,7 +237,7 @@ def plot_masters(
     """Loss and share of changed codes over a hundred steps, with FP32 master weights and with the codes alone."""
     with_masters, alone = runs[learning_rate]
     with matplotlib.rc_context(STYLE):
-        figure, panels = _panels()
+        figure, panels = _panels(bottom=0.26)
         for run, label, colour, style in (
             (with_masters, "FP32 masters", BLUE, "-"),
             (alone, "codes only", ORANGE, "--"),
@@ -242,9 +246,15 @@ def plot_masters(
                 axes.plot(range(1, len(values) + 1), values, color=colour, linestyle=style, linewidth=2, label=label)
         if guess is not None:
             panels[1].plot(len(alone.loss), guess, "X", color=GREY, markersize=11, label="your guess", clip_on=False)
-        panels[0].set(title=f"loss, learning rate {learning_rate:g}", xlabel="step", ylim=(0, 3))
-        panels[1].set(title="% of codes changed since the start", xlabel="step", ylim=(-3, 103))
-        figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        panels[0].set(
+            title=f"loss, learning rate {learning_rate:g}",
+            xlabel="step",
+            ylim=(0, 3),
+            xticks=[1, 50, 100],
+            yticks=[0, 1, 2, 3],
+        )
+        panels[1].set(title="% of codes changed so far", xlabel="step", ylim=(-3, 103), xticks=[1, 50, 100])
+        figure.legend(*panels[1].get_legend_handles_labels(), loc="lower center", ncols=3)
     half = next((f" (half of them by step {t})" for t, share in enumerate(with_masters.changed, 1) if share >= 50), "")
     return figure, (
         f"with masters: loss {with_masters.loss[-1]:.2f}, {with_masters.changed[-1]:.0f} % of the codes changed"

@@ -267,8 +267,9 @@ def test_lesson(lab, lesson, tmp_path):
         notebook.run()
         assert not notebook.errors()
         by_keyboard = set()
-        asked = json.dumps(notebook.cells()).count("explore(")
-        explorers = notebook.wait(notebook.explorers, "the first figure") if asked else []
+        asked = [cell for cell in notebook.cells() if cell["cell_type"] == "code" and "explore(" in cell["source"]]
+        notebook.wait(lambda: len(notebook.explorers()) >= len(asked), "all figures")
+        explorers = notebook.explorers()
         for number, explorer in enumerate(explorers):
             for label in explorer.labels():
                 before, where = explorer.seen(), f"{lesson.stem}, figure {number + 1}, {label!r}"

@@ -168,7 +168,7 @@ def opens_assets_only(notebook, path):
         for node in ast.walk(ast.parse(source)):
             called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
             # A path may be made of what is no file of the course: Path(mkdtemp()).
-            if called == "open" or called == "Path" and not isinstance(node.args[0], ast.Call):
+            if called == "open" or called == "Path" and not (node.args and isinstance(node.args[0], ast.Call)):
                 yield f"cell {number}: {called}("
             if isinstance(node, ast.Constant) and re.search(r"(^|/)results(/|$)", str(node.value)):
                 yield f"cell {number}: {node.value!r}"

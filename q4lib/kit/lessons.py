@@ -187,7 +187,8 @@ def _execute(path: Path, out: Path, parameters: dict[str, Any] | None = None) ->
 def _page(path: Path) -> None:
     from nbconvert import HTMLExporter
 
-    body, _ = HTMLExporter().from_filename(str(path))
+    # Of nbconvert's templates this one writes the pictures' alt text.
+    body, _ = HTMLExporter(template_name="classic").from_filename(str(path))
     write_whole(path.with_suffix(".html"), body.encode())
 
 

@@ -152,17 +152,18 @@ def _control(function: Callable, name: str, value: Any) -> Any:
     if isinstance(value, list):
         if not value:
             raise ValueError(f"{name} must be a list of one choice or more, got []")
-        start = value.index(default) if default in value else 0
-        return ipywidgets.SelectionSlider(options=value, index=start, continuous_update=True, **shared)
+        index = value.index(default) if default in value else 0
+        return ipywidgets.SelectionSlider(options=value, index=index, continuous_update=True, **shared)
     if not (isinstance(value, tuple) and len(value) in (2, 3) and all(map(_is_number, value))):
         return None
     low, high, *rest = value
     if not low < high < math.inf or not all(step > 0 for step in rest):
         raise ValueError(f"{name} must be (low, high) or (low, high, step) with low < high and step > 0, got {value}")
     kind: Any = ipywidgets.IntSlider
+    step: float
     if all(isinstance(number, Integral) for number in value):
         step = rest[0] if rest else 1
-        start = (low + high) // 2
+        start: float = (low + high) // 2
     else:
         kind, low, high = ipywidgets.FloatSlider, float(low), float(high)
         step = float(rest[0]) if rest else 10.0 ** math.floor(math.log10((high - low) / 20))

@@ -226,9 +226,10 @@ def plot_table(guess: float | None = None) -> tuple[Figure, str]:
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()
     clip = losses["without soft clip"]
+    rank = 1 + sum(loss > clip for loss in losses.values())
     return figure, (
         f"without the soft clip: {clip:.1f} points lost\n"
-        f"of the table's {len(losses)} losses it is number {1 + sum(loss > clip for loss in losses.values())} in size"
+        f"by size, that is number {rank} of the table's {len(losses)} losses"
     )
 
 
@@ -242,7 +243,7 @@ def compare(runs: Mapping[str, Sequence[Path]]) -> str:
     first, second = found.values()
     mean, half = mean_interval([a - b for a, b in zip(first, second, strict=True)])
     lines = [f"{arm}: {sum(a) / len(a):.1f} % ({min(a):.1f} to {max(a):.1f})" for arm, a in found.items()]
-    lines += [f"difference: {mean:+.1f} points, 95 % interval {mean - half:+.1f} to {mean + half:+.1f}"]
+    lines += [f"{' minus '.join(found)}: {mean:+.1f} points, 95 % interval {mean - half:+.1f} to {mean + half:+.1f}"]
     return "\n".join(lines)
 
 

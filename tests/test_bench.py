@@ -149,7 +149,7 @@ def test_what_is_missing_is_said_and_the_rest_measured(monkeypatch, capsys):
     monkeypatch.setattr(bench, "memory_row", only_linux)
     monkeypatch.setattr(breakdown, "main", lambda: None)
     bench.main(6, 2, "simpleresnet4bit", images=64)
-    rows = capsys.readouterr().out.splitlines()[4:]
+    rows = capsys.readouterr().out.split("\n\n")[1].splitlines()[2:]
     assert [row.split(" | ")[0] for row in rows if "not measured" in row] == [
         "| 4-bit training step / Brevitas'",
         "| 4-bit peak memory / its FP32 twin's",

@@ -170,7 +170,7 @@ def _control(function: Callable, name: str, value: Any) -> Any:
         start = low + round((high - low) / 2 / step) * step
         shared["readout_format"] = f".{max(_digits(step), min(_digits(low), _digits(step) + 1))}f"
     if _is_number(default):
-        start = min(max(default, low), high)
+        start = default  # the slider itself moves it into its range
     return kind(start, min=low, max=high, step=step, continuous_update=True, **shared)
 
 
@@ -204,7 +204,7 @@ def _picture(function: Callable, arguments: dict[str, Any]) -> Picture:
     canvas, content = FigureCanvasAgg(figure), io.BytesIO()
     # savefig would go through the whole figure once more, for its layout: a quarter of the time.
     canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
     image.save(content, "png")
     what = (inspect.getdoc(function) or function.__name__).splitlines()[0]
     alt = " ".join([what, *numbers.split("\n")])

@@ -1,7 +1,6 @@
 """The command line: `q4 train`, `eval`, `predict`, `data`, `doctor`, `bench`; `run`, `lab`, `refresh`, `link`."""
 
 import argparse
-import difflib
 import io
 import sys
 from collections.abc import Callable
@@ -44,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
 def train(recipe: str, settings: list[str], out: Path | None, device: str | None, **changes: Any) -> None:
     """Train, or go on with, one run; draw its curve after every epoch."""
     if recipe not in RECIPES:
-        raise ValueError(f"no recipe is called {recipe!r}{_nearest(recipe, RECIPES)}: there are {', '.join(RECIPES)}")
+        raise ValueError(
+            f"no recipe is called {recipe!r}{data.nearest(recipe, RECIPES)}: there are {', '.join(RECIPES)}"
+        )
     chosen = {key: value for key, value in changes.items() if value is not None}
     planned = replace(RECIPES[recipe], **chosen | dict(_setting(text) for text in settings))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -140,7 +141,7 @@ def _setting(text: str) -> tuple[str, Any]:
     kinds = {field.name: field.type for field in fields(Recipe) if field.name != "name"}
     key, equals, value = text.partition("=")
     if key not in kinds or not equals:
-        hint = "" if key in kinds else _nearest(key, kinds)
+        hint = "" if key in kinds else data.nearest(key, kinds)
         raise ValueError(f"--set takes key=value, got {text!r}{hint}; the keys are {', '.join(kinds)}")
     try:
         return key, READ[kinds[key]](value)
@@ -161,11 +162,6 @@ READ: dict[Any, Callable[[str], Any]] = {
     float | None: lambda text: None if text.lower() == "none" else float(text),
     tuple[float, float]: lambda text: _pair(*text.strip("()").split(",")),
 }
-
-
-def _nearest(word: str, known: Any) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _parser() -> argparse.ArgumentParser:

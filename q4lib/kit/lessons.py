@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..data import home
+from ..data import home, nearest
 from ..files import FileError, write_whole
 from ..machine import processor
 from ..train import RunError
@@ -47,12 +47,7 @@ def _stem(name: str, lessons: dict[str, Path]) -> str:
     for stem in lessons:
         if wanted == stem or wanted.zfill(2) == stem.partition("_")[0]:
             return stem
-    raise ValueError(f"no lesson is called {name!r}{_nearest(wanted, lessons)}: there are {', '.join(lessons)}")
-
-
-def _nearest(word: str, known: Any) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"no lesson is called {name!r}{nearest(wanted, lessons)}: there are {', '.join(lessons)}")
 
 
 def run(
@@ -60,7 +55,7 @@ def run(
 ) -> None:
     """Execute lessons, each in a fresh kernel: executed notebooks, HTML pages and a table of minutes."""
     if preset not in PRESETS:
-        raise ValueError(f"no preset is called {preset!r}{_nearest(preset, PRESETS)}: there are {', '.join(PRESETS)}")
+        raise ValueError(f"no preset is called {preset!r}{nearest(preset, PRESETS)}: there are {', '.join(PRESETS)}")
     paths = find(names)
     given = _parameters(paths, preset, parameters)
     _needs("papermill", "nbconvert", "nbformat", "ipykernel")
@@ -105,7 +100,7 @@ def _parameters(paths: list[Path], preset: str, parameters: Sequence[Any]) -> di
         if not any(name in names for names in known.values()):
             everything = sorted(set().union(*known.values()) - {"PRESET"})
             has = f"there are {', '.join(everything)}" if everything else "there is none but PRESET"
-            raise ValueError(f"no parameter is called {name!r}{_nearest(name, everything)}: {has}")
+            raise ValueError(f"no parameter is called {name!r}{nearest(name, everything)}: {has}")
     for path, names in known.items():
         if "PRESET" not in names:
             raise RunError(f"{path.stem} sets no PRESET in a cell tagged `parameters`")

@@ -144,7 +144,7 @@ def _control(function: Callable, name: str, value: Any) -> Any:
         "style": {"description_width": "8em"},
         "layout": {"width": "auto", "max_width": "32em"},
     }
-    default = getattr(inspect.signature(function).parameters.get(name), "default", None)
+    default: Any = getattr(inspect.signature(function).parameters.get(name), "default", None)
     if name == "guess":
         return None
     if isinstance(value, bool):

@@ -12,7 +12,7 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage"
 )
-PATIENCE = 300  # seconds; a browser on a busy machine is slow
+PATIENCE = 120  # seconds; a browser on a busy machine is slow
 WIDE = (1280, 1000)
 
 

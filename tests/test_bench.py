@@ -113,7 +113,6 @@ def test_the_breakdown_adds_up(monkeypatch, capsys):
 
 
 def test_a_small_run_prints_every_row(monkeypatch, capsys):
-    monkeypatch.setattr(breakdown, "main", lambda: None)
     monkeypatch.setattr(bench, "memory_row", partial(bench.memory_row, runs=1))
     bench.main(pairs=6, batch=2, images=64)
     printed = capsys.readouterr().out
@@ -147,7 +146,6 @@ def test_what_is_missing_is_said_and_the_rest_measured(monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "brevitas.nn", None)
     monkeypatch.setattr(bench, "memory_row", only_linux)
-    monkeypatch.setattr(breakdown, "main", lambda: None)
     bench.main(6, 2, "simpleresnet4bit", images=64)
     rows = capsys.readouterr().out.split("\n\n")[1].splitlines()[2:]
     assert [row.split(" | ")[0] for row in rows if "not measured" in row] == [

@@ -288,7 +288,3 @@ def main(pairs: int = 30, batch: int = 128, model: str = "vgg4bit", images: int 
         except (OSError, StopIteration):
             print("| 4-bit peak memory / its FP32 twin's | | | | not measured: only Linux tells a process' own peak |")
         print(data_row(images, batch))
-    from . import breakdown
-
-    print()
-    breakdown.main()

@@ -103,9 +103,11 @@ def doctor() -> None:
 
 def bench(**options: Any) -> None:
     """Ratios of speed and memory, measured here."""
-    from .bench import main
+    from . import bench, breakdown
 
-    main(**options)
+    bench.main(**options)
+    print()
+    breakdown.main()
 
 
 def _draw(folder: Path, every: float = 0.0) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checks import nearest
+from ..data import nearest
 
 RIGHT = "✓ "
 

@@ -1,17 +1,17 @@
 """The checks of lessons and exercises: each topic's module registers its tasks, `check` finds them by id."""
 
-import difflib
 import importlib
 import os
 import pkgutil
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
+from ...data import nearest
 from ...files import FileError
 from ..progress import remember
 
@@ -53,18 +53,12 @@ def check(name: str, value: Any) -> None:
         raise Wrong(line)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`: did you mean 'this'?`, or nothing where no known word comes near."""
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f": did you mean {near[0]!r}?" if near else ""
-
-
 def _verdict(name: str, value: Any) -> tuple[bool, str]:
     try:
         with _same_random_numbers():
             known = tasks()
             if name not in known:
-                return False, f"❌ there is no task {name!r}{nearest(str(name), known)}"
+                return False, f"❌ there is no task {name!r}{nearest(name, known)}"
             if value is None:
                 return False, f"⏳ {name} not attempted yet"
             passed, line = True, f"✅ {name} {_registered[name](value) or 'right'}"

@@ -101,8 +101,10 @@ def plot_clips(c: float = 3.0, guess: float | None = None) -> tuple[Figure, str]
     if guess is not None:
         panels[0].plot(guess, c * math.tanh(guess / c), "D", color="black", label="your guess")
     panels[0].set(xlabel="weight before", ylabel="weight after", xlim=(0, 6), ylim=(0, 6))
+    panels[0].set(xticks=(0, 2, 4, 6), yticks=(0, 2, 4, 6))
     panels[0].legend(loc="upper left", fontsize=9.5)
     panels[1].set(xlabel="weight before", ylabel="slope", xlim=(0, 6), ylim=(-0.05, 1.1))
+    panels[1].set(xticks=(0, 2, 4, 6), yticks=(0, 0.5, 1))
     return figure, (
         f"c = {c:g} · soft takes 1 % off at |w| = {at:.2f}, hard takes nothing off below {c:g}\n"
         f"of a weight of 0.1, soft takes {_two_digits(100 * (1 - 10 * c * math.tanh(0.1 / c)))} %\n"
@@ -197,11 +199,12 @@ def plot_scaled(
     left.plot(ends, ends, color=GREY, linestyle=":", label="unchanged")
     if guess is not None:
         left.plot(ends, guess * ends, color=ORANGE, linestyle="--", label=f"your guess: × {guess:g}")
-    left.set(xlabel="output, weights × 1", ylabel="output after batch norm", ylim=(-6, 6))
+    left.set(xlabel="output, weights × 1", ylabel="output after batch norm", ylim=(-6, 6), yticks=(-4, 0, 4))
     left.legend(loc="upper left", fontsize=9.5)
     bars = right.bar(["× 1", f"× {factor:g} "], shares, color=[GREY, BLUE])
     right.bar_label(bars, [f"{_two_digits(share)} %" for share in shares])
     right.set(ylabel="one soft clip takes (%)", yscale="log", ylim=(1e-5, 1e3))
+    right.set(yticks=(1e-4, 1e-2, 1, 100), yticklabels=("0.0001", "0.01", "1", "100"))
     right.minorticks_off()
     right.set_axisbelow(True)
     spread = (after.std() / before.std()).item()

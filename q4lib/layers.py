@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .quant import fake_quantize, qmax
+from .quant import fake_quantize, qmax, scale
 
 FP32 = 32
 
@@ -16,6 +16,7 @@ class QuantizedWeight(nn.Module):
     weight: Tensor
     bias: Any
     fan_in_gain = 1.0
+    fixed_scale: Tensor | None = None
 
     def __init__(self, *args: Any, bits: int = 4, per_channel: bool = False, **kwargs: Any) -> None:
         if bits != FP32:
@@ -31,11 +32,17 @@ class QuantizedWeight(nn.Module):
             nn.init.zeros_(self.bias)
 
     def quantized_weight(self) -> Tensor:
-        """The weight that the forward pass uses: `weight` on its grid, same shape. ValueError that names the layer."""
+        """The weight that the forward pass uses: `weight` on its grid, same shape. ValueError names the layer."""
         if self.bits == FP32:
             return self.weight
+        return fake_quantize(self.weight, self.bits, step=self.scale())
+
+    def scale(self) -> Tensor:
+        """The grid's step: that of the weight as it is now, or `fixed_scale` if set. ValueError names the layer."""
+        if self.fixed_scale is not None:
+            return self.fixed_scale
         try:
-            return fake_quantize(self.weight, self.bits, self.per_channel)
+            return scale(self.weight, self.bits, self.per_channel)
         except ValueError as error:
             raise ValueError(f"layer {self.name}: {error}") from None
 

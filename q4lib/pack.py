@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .files import FileError, load_tensors, save_tensors
 from .layers import FP32, quantized_layers
 from .models import MODELS
-from .quant import dequantize, quantize, scale
+from .quant import dequantize, quantize
 
 KIND = "packed model, version 1"
 
@@ -43,18 +43,15 @@ def save_model(path: Path, model: nn.Module, **facts: Any) -> None:
     tensors = dict(model.state_dict())
     for name, layer in layers.items():
         if layer.bits != FP32:
-            weight = tensors.pop(f"{name}.weight")
-            try:
-                step = scale(weight, layer.bits, layer.per_channel)
-            except ValueError as error:
-                raise ValueError(f"layer {name}: {error}") from None
-            tensors[f"{name}.scale"] = step
-            tensors[f"{name}.codes"] = pack_codes(quantize(weight, step, layer.bits), layer.bits)
+            step = tensors[f"{name}.scale"] = layer.scale()
+            codes = quantize(tensors.pop(f"{name}.weight"), step, layer.bits)
+            tensors[f"{name}.codes"] = pack_codes(codes, layer.bits)
     facts |= {
         "model": kind.lower(),
         "num_classes": list(layers.values())[-1].weight.shape[0],
         "bits": {name: layer.bits for name, layer in layers.items()},
         "per_channel": {name: layer.per_channel for name, layer in layers.items()},
+        "fixed_scale": [name for name, layer in layers.items() if layer.fixed_scale is not None],
     }
     save_tensors(path, tensors, KIND, facts)
 
@@ -69,7 +66,9 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             layer.bits, layer.per_channel = facts["bits"][name], facts["per_channel"][name]
             if layer.bits != FP32:
                 codes = unpack_codes(tensors.pop(f"{name}.codes"), tuple(layer.weight.shape), layer.bits)
-                tensors[f"{name}.weight"] = dequantize(codes, tensors.pop(f"{name}.scale"))
+                step = tensors.pop(f"{name}.scale")
+                tensors[f"{name}.weight"] = dequantize(codes, step)
+                layer.fixed_scale = step if name in facts.get("fixed_scale", ()) else None
         model.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())

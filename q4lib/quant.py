@@ -59,27 +59,30 @@ class _StraightThrough(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: object, w: Tensor, bits: int, per_channel: bool) -> Tensor:
-        s = scale(w, bits, per_channel)
-        return _round_and_clamp(w, s, bits).mul_(s).to(w.dtype)
+    def forward(ctx: object, w: Tensor, scale: Tensor, bits: int) -> Tensor:
+        return _round_and_clamp(w, scale, bits).mul_(scale).to(w.dtype)
 
     @staticmethod
     def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None, None]:
         return grads[0], None, None
 
 
-def fake_quantize(w: Tensor, bits: int = 4, per_channel: bool = False) -> Tensor:
-    """`w` rounded to its own grid, in floats; its gradient is exactly 1 everywhere (eqs 6-8). Shape and type of `w`."""
-    return _StraightThrough.apply(w, bits, per_channel)  # type: ignore[no-any-return]
+def fake_quantize(w: Tensor, bits: int = 4, per_channel: bool = False, step: Tensor | None = None) -> Tensor:
+    """`w` rounded to its own grid, in floats; its gradient is exactly 1 everywhere (eqs 6-8). Shape and type of `w`.
+
+    A given `step` (FP32, scalar or per channel) takes the place of the weight's own scale.
+    """
+    step = scale(w, bits, per_channel) if step is None else step
+    return _StraightThrough.apply(w, step, bits)  # type: ignore[no-any-return]
 
 
-def statistics(w: Tensor, bits: int = 4, per_channel: bool = False) -> dict[str, float]:
+def statistics(w: Tensor, bits: int = 4, per_channel: bool = False, step: Tensor | None = None) -> dict[str, float]:
     """How a tensor uses its grid: `levels` in use, `entropy` of the codes in bits, share of `zeros`, `sqnr`, `amax`.
 
     `sqnr` is the signal-to-quantization-noise ratio in dB, `10 log10(sum w**2 / sum (w - wq)**2)`; inf without error.
     """
-    codes = quantize(w, scale(w, bits, per_channel), bits)
-    w, wq = w.detach().double(), fake_quantize(w, bits, per_channel).detach().double()
+    codes = quantize(w, scale(w, bits, per_channel) if step is None else step, bits)
+    w, wq = w.detach().double(), fake_quantize(w, bits, per_channel, step).detach().double()
     share = codes.int().add(qmax(bits)).flatten().bincount() / codes.numel()
     share = share[share > 0].double()
     signal, noise = w.square().sum().item(), (w - wq).square().sum().item()

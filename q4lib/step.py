@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import SOURCES
+from .layers import FP32, quantized_layers
 from .machine import keep_memory
 from .models import MODELS
 from .muon import MuonAdamW
@@ -20,6 +21,11 @@ def build(recipe: Recipe, num_classes: int, device: str) -> tuple[nn.Module, Qua
     torch.manual_seed(recipe.seed)
     model = MODELS[recipe.model](num_classes, recipe.bits, recipe.per_channel, recipe.dropout)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.fixed_scale and recipe.bits != FP32:
+        layers = quantized_layers(model).values()
+        widest = torch.stack([layer.scale() for layer in layers]).max()
+        for layer in layers:
+            layer.fixed_scale = widest.clone()
     chosen = {key: getattr(recipe, key) for key in ("lr", "betas", "eps", "weight_decay", "grad_clip", "soft_clip")}
     if recipe.optimizer == "muon":
         optimizer: QuantAwareAdamW = MuonAdamW(model.parameters(), muon_lr=recipe.muon_lr, **chosen)

@@ -3,9 +3,12 @@
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,24 +54,50 @@ def fit(
     save_every: float = 60.0,
     on_epoch: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
-    """Train, or go on where a killed run stopped, and return the run folder; a finished run is left as it is.
+    """Train, or go on where a run was stopped, and return the run folder; a finished run is left as it is.
 
     Writes `recipe.json`, `log.jsonl`, `checkpoint.safetensors` (every `save_every` seconds and after every epoch) and
     `model.safetensors` (packed). `on_epoch` is called after each epoch. The device is CUDA where there is one, else the
-    CPU. RunError, FileError and DataError say what is wrong.
+    CPU. Ctrl-C ends the step, saves, then raises KeyboardInterrupt; a second one stops at once. RunError, FileError and
+    DataError say what is wrong.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu" and not torch.cuda.is_available():
         raise RunError(f"there is no GPU that torch can use here: leave out --device, or give cpu, got {device}")
     folder = Path(folder or home() / "runs" / run_name(recipe, device))
     with locked(folder):
-        _Run(recipe, folder, load(recipe.data), device).train(progress, save_every, on_epoch)
+        run = _Run(recipe, folder, load(recipe.data), device)
+        with _interrupt_held_back() as asked:
+            run.train(progress, save_every, on_epoch, asked)
     return folder
+
+
+@contextmanager
+def _interrupt_held_back() -> Iterator[Callable[[], bool]]:
+    """Tells the block whether Ctrl-C was pressed, and raises KeyboardInterrupt at its end; a second works at once."""
+    before = signal.getsignal(signal.SIGINT)
+    asked: list[bool] = []
+    # Only the main thread may set a handler, and where SIGINT is ignored it must stay so.
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield lambda: False
+        return
+
+    def hold_back(*_: object) -> None:
+        asked.append(True)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, hold_back)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _layer_statistics(model: nn.Module) -> dict[str, dict[str, float]]:
     layers = {name: layer for name, layer in quantized_layers(model).items() if layer.bits != FP32}
-    found = {name: statistics(layer.weight, layer.bits, layer.per_channel) for name, layer in layers.items()}
+    found = {name: statistics(layer.weight, layer.bits, step=layer.scale()) for name, layer in layers.items()}
     return {name: {key: of[key] for key in ("levels", "entropy", "sqnr", "amax")} for name, of in found.items()}
 
 
@@ -86,7 +115,8 @@ class _Run:
         self.model_file = folder / "model.safetensors"
         x, y = data.x_train.to(device), data.y_train.to(device)
         split = len(x) - recipe.val
-        self.x, self.y, self.x_val, self.y_val = x[:split], y[:split], x[split:], y[split:]
+        self.x, self.y = x[: recipe.images or split], y[: recipe.images or split]
+        self.x_val, self.y_val = x[split:], y[split:]
         self.x_test, self.y_test = data.x_test.to(device), data.y_test.to(device)
         # TF32 is not fp32, and cuDNN's fastest kernels add in no fixed order.
         torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
@@ -146,7 +176,9 @@ class _Run:
         save_tensors(self.checkpoint, tensors, "checkpoint", {"run": self.facts, "at": self.at})
         self.saved = time.perf_counter()
 
-    def train(self, progress: bool, save_every: float, on_epoch: Callable[[Path], None]) -> None:
+    def train(
+        self, progress: bool, save_every: float, on_epoch: Callable[[Path], None], asked: Callable[[], bool]
+    ) -> None:
         first, last = self.at["epoch"], self.recipe.epochs
         steps = self.recipe.steps(len(self.x))
         done = (first - 1) * steps + self.at["step"]
@@ -162,7 +194,7 @@ class _Run:
         with tqdm(total=last * steps, initial=done, unit="step", disable=not barred) as bar:
             for epoch in range(first, last + 1):
                 bar.set_description_str(f"epoch {epoch}/{last}{tested}")
-                self._train_epoch(bar, save_every)
+                self._train_epoch(bar, save_every, asked)
                 line = self._finish_epoch()
                 of = "val" if line["test_acc"] is None else "test"
                 tested = f", {of} {line[f'{of}_acc']:.2f} %"
@@ -172,7 +204,7 @@ class _Run:
                     print(f"{told}, {line['seconds']:.0f} s, {left / 60:.1f} min left", flush=True)
                 on_epoch(self.folder)
 
-    def _train_epoch(self, bar: Any, save_every: float) -> None:
+    def _train_epoch(self, bar: Any, save_every: float, asked: Callable[[], bool]) -> None:
         recipe, at = self.recipe, self.at
         steps = recipe.steps(len(self.x))
         self.model.train()
@@ -201,6 +233,9 @@ class _Run:
             at["seconds"] = time.perf_counter() - began
             bar.set_postfix_str(f"{100 * at['right'] / at['seen']:.1f} % right", refresh=False)
             bar.update()
+            if asked():
+                self.save()
+                raise KeyboardInterrupt
             if time.perf_counter() - self.saved > save_every:
                 self.save()
 

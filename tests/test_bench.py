@@ -173,6 +173,7 @@ def test_doctor_prints_every_recipe(small_doctor, monkeypatch, capsys):
     for recipe in recipes:
         assert f"  {recipe}: " in printed
     assert "  paper: 12.3 h: 150 epochs of 391 steps, 500 ms each, and 100.0 s of evaluation" in printed
+    assert "  miniature: 14 min: 6 epochs of 79 steps" in printed
     assert "  digits: 5 min: 20 epochs of 23 steps, 500 ms each, and 3.6 s of evaluation" in printed
     assert "  auto: 5 min: 1 epochs of 352 steps, 500 ms each, and 150.0 s of evaluation" in printed
     for fact in ("GFLOP/s", "fastest: fp32 contiguous; bf16 is 4.0 times slower", "GB free", *SOURCES):

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from q4lib.files import FileError, load_tensors, save_tensors
 from q4lib.layers import FP32, quantized_layers
 from q4lib.pack import KIND, load_model, pack_codes, save_model, unpack_codes
 from q4lib.quant import fake_quantize, qmax
+from q4lib.recipes import RECIPES
+from q4lib.step import build
 
 EVERY_BITS = (*range(2, 9), FP32)
 
@@ -129,6 +132,24 @@ def test_loaded_model_predicts_exactly_what_was_saved(path, build, bits, per_cha
         on_grid = bits != FP32 and name.removesuffix(".weight") in quantized_layers(model)
         expected = fake_quantize(tensor, bits, per_channel) if on_grid else tensor
         assert torch.equal(loaded.state_dict()[name], expected), name
+
+
+def test_one_fixed_scale_for_all_layers(path):
+    """The step is that of the largest weight at the start; weights that grow beyond it are cut; a file keeps it."""
+    model, _ = build(replace(RECIPES["digits"], fixed_scale=True), 10, "cpu")
+    layers = quantized_layers(model)
+    step = max(layer.weight.abs().max() for layer in layers.values()) / 7
+    with torch.no_grad():
+        model.convs[0].weight.mul_(3)
+    for name, layer in layers.items():
+        by_hand = (layer.weight / step).round().clamp(-7, 7) * step
+        assert torch.equal(layer.quantized_weight(), by_hand), name
+    assert len(model.convs[5].quantized_weight().unique()) < 7
+    model.convs[0].quantized_weight().sum().backward()
+    assert (model.convs[0].weight.grad == 1).all()
+    save_model(path, model)
+    for name, layer in quantized_layers(load_model(path)[0]).items():
+        assert torch.equal(layer.quantized_weight(), layers[name].quantized_weight()), name
 
 
 def test_saving_leaves_the_model_as_it_was(path):

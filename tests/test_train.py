@@ -8,15 +8,29 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from q4lib.data import load
 from q4lib.files import FileError, load_tensors, save_tensors
 from q4lib.kit.plots import paper_run
-from q4lib.train import RECIPES, Recipe, RunError, evaluate, faster_precision, fit, read_log, reported, run_name
+from q4lib.train import (
+    RECIPES,
+    Recipe,
+    RunError,
+    _interrupt_held_back,
+    _Run,
+    evaluate,
+    faster_precision,
+    fit,
+    read_log,
+    reported,
+    run_name,
+)
 
 TINY = replace(
     RECIPES["digits"], epochs=3, batch_size=32, dropout=0.3, val=200, select="val", optimizer="muon",
@@ -110,7 +124,6 @@ def test_the_model_kept_is_the_best_on_validation(undisturbed):
     _, epochs = read_log(undisturbed)
     kept = reported(epochs, "val")
     assert kept["val_acc"] == max(line["val_acc"] for line in epochs)
-    from q4lib.data import load
     from q4lib.pack import load_model
 
     model, facts = load_model(undisturbed / "model.safetensors")
@@ -284,6 +297,10 @@ def test_a_run_is_named_by_its_departures():
         ({"bits": 1}, "bits must be 2..8, or 32 for the FP32 twin, got 1: the nearest is 2"),
         ({"bits": 16}, "the nearest is 8"),
         ({"val": 49_900}, "batch_size must be at most the 100 images of cifar10 to train on, got 128"),
+        ({"images": 50_001}, "images must be 2..50000, those of cifar10 to train on, got 50001"),
+        ({"images": 49_901, "val": 100}, "images must be 2..49900"),
+        ({"images": 0}, "images must be 2..50000"),
+        ({"images": 100}, "batch_size must be at most the 100 images of cifar10 to train on, got 128"),
         ({"reflect": True, "crop": 32}, "crop must be 0..31, got 32"),
         ({"warmup": 1.0}, "warmup must be at least 0 and less than 1, got 1.0"),
         ({"muon_lr": 0}, "muon_lr must be positive"),
@@ -330,14 +347,62 @@ def test_the_same_images_are_drawn_on_a_gpu(tmp_path):
     assert read_log(folder)[1][0]["test_acc"] > 10
 
 
-def test_ctrl_c_is_one_sentence_and_the_run_goes_on(tmp_path):
-    command = [sys.executable, "-m", "q4lib.kit.cli", "train", "--epochs", "2", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "run" / "checkpoint.safetensors").exists():
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+def test_ctrl_c_loses_no_step(tmp_path):
+    """One sentence; the step that was running is saved, and the same command ends where an undisturbed run ends."""
+    command = [sys.executable, "-m", "q4lib.kit.cli", "train", "--epochs", "2", "--out"]
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, str(stopped)], **pipes) as process:
+        while "epoch 1/2" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.strip() == "q4: stopped; the same command goes on from its last checkpoint, a minute old at most"
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and len(read_log(tmp_path / "run")[1]) == 2
+    assert errors.strip() == "q4: stopped; the same command goes on from its checkpoint"
+    at = load_tensors(stopped / "checkpoint.safetensors", "checkpoint")[1]["at"]
+    assert at["epoch"] == 2 and at["step"] >= 1, at
+    for folder in (stopped, whole):
+        assert subprocess.run([*command, str(folder)], capture_output=True).returncode == 0
+    assert (stopped / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert without_times(stopped)[1:] == without_times(whole)[1:]
+
+
+def test_a_second_ctrl_c_works_at_once():
+    before, reached = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), _interrupt_held_back() as asked:
+        assert not asked()
+        signal.raise_signal(signal.SIGINT)
+        reached.append(asked())
+        signal.raise_signal(signal.SIGINT)
+        reached.append("beyond the second")
+    assert reached == [True] and signal.getsignal(signal.SIGINT) == before
+    with pytest.raises(KeyboardInterrupt), _interrupt_held_back():
+        signal.raise_signal(signal.SIGINT)
+        reached.append("the end")
+    assert reached == [True, "the end"] and signal.getsignal(signal.SIGINT) == before
+
+
+def test_sigint_is_left_alone_where_it_is_ignored_or_elsewhere(tmp_path):
+    """A run in the background, which Ctrl-C shall not reach; and one in a thread, which may set no handler."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _interrupt_held_back() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert not asked()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(fit, replace(TINY, epochs=1, val=1300), tmp_path / "run", device="cpu", progress=False).result()
+
+
+def test_a_part_of_the_images(tmp_path):
+    """The same first ones of the training set, whatever the validation split; a run without a part keeps its name."""
+    digits, part = load("digits"), replace(TINY, epochs=1, images=96)
+    run = _Run(part, tmp_path / "run", digits, "cpu")
+    assert torch.equal(run.x, digits.x_train[:96]) and torch.equal(run.y, digits.y_train[:96])
+    assert torch.equal(run.x_val, digits.x_train[-200:])
+    run.train(False, 60.0, lambda folder: None, lambda: False)
+    _, (line,) = read_log(tmp_path / "run")
+    assert line["train_acc"] * 96 / 100 == pytest.approx(round(line["train_acc"] * 96 / 100))
+    assert run_name(replace(RECIPES["fast"], images=1000)) == "fast.images=1000-cifar10-b4-s0"
+    assert run_name(RECIPES["fast"]) == "fast-cifar10-b4-s0"

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"q4: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("q4: stopped; the same command goes on from its last checkpoint, a minute old at most", file=sys.stderr)
+        print("q4: stopped; the same command goes on from its checkpoint", file=sys.stderr)
         return 130
     return 0
 
@@ -161,6 +161,7 @@ READ: dict[Any, Callable[[str], Any]] = {
     float: float,
     str: str,
     bool: lambda text: {"true": True, "false": False}[text.lower()],
+    int | None: lambda text: None if text.lower() == "none" else int(text),
     float | None: lambda text: None if text.lower() == "none" else float(text),
     tuple[float, float]: lambda text: _pair(*text.strip("()").split(",")),
 }

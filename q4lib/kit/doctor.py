@@ -88,7 +88,7 @@ def _recipe_line(recipe: Recipe, faster: str, device: str) -> str:
     if precision == "auto":
         precision = faster if device == "cpu" else faster_precision(recipe, device)
     source = SOURCES[recipe.data]
-    steps = recipe.steps(source.train - recipe.val)
+    steps = recipe.steps(recipe.images or source.train - recipe.val)
     step = step_seconds(recipe, precision, device)
     evaluation = _image_seconds(recipe, precision, device) * (source.test + recipe.val)
     total = recipe.epochs * (steps * step + evaluation)

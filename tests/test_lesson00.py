@@ -17,12 +17,13 @@ import traitlets
 from PIL import Image
 
 from q4lib import SimpleResNet4bit, VGG4bit
-from q4lib.kit import checks, pictures, rounded
+from q4lib.kit import asset, checks, pictures, rounded
 from q4lib.kit.checks import start as tasks
 from q4lib.kit.figures import start
 from q4lib.layers import quantized_layers
 from q4lib.pack import load_model, save_model
 from q4lib.recipes import RECIPES
+from q4lib.train import read_log
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = {path.stem: nbformat.read(path, 4) for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
@@ -185,6 +186,36 @@ def test_the_twenty_are_real_and_the_first_two_of_each_class(cifar10_pack):
     assert torch.equal(again.images, shown.images) and torch.equal(again.indices, shown.indices)
 
 
+def test_the_record_belongs_to_the_shipped_network():
+    """Its digest is the file's, its data are the log's, and at 32 bits it found what the log says."""
+    record, file = json.loads(asset(rounded.NAME).read_text()), asset("small-cifar10-b32-s0/model.safetensors")
+    facts, epochs = read_log(file.parent)
+    assert record["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record["data_digest"] == facts["data_digest"] and record["precision"] == "fp32"
+    assert record["test_acc"]["32"] == pytest.approx(epochs[-1]["test_acc"], abs=0.05)
+    assert not record["git_commit"].endswith("-dirty")
+
+
+def test_the_record_is_measured_again(cifar10_pack):
+    record = json.loads(asset(rounded.NAME).read_text())
+    found = rounded.measure(asset(record["file"]))
+    assert found["test_acc"] == pytest.approx(record["test_acc"], abs=0.05)
+
+
+def test_the_explanation_says_what_was_recorded():
+    """Its words, one by one: within a point; ten points, nearly all back; two of three, one of five; guessing."""
+    pairs, text = rounded.compared(), " ".join(prose(LESSON).split())
+    full = pairs[32].trained
+    assert "the two end within a point of the FP32 network" in text
+    assert abs(pairs[8].afterwards - full) < 1 and abs(pairs[8].trained - full) < 1
+    assert "costs more than ten points, and training rounded gets nearly all of them back" in text
+    assert full - pairs[4].afterwards > 10 and full - pairs[4].trained < 2
+    assert "wrong in two of three pictures, the other in about one of five" in text
+    assert pairs[3].afterwards == pytest.approx(100 / 3, abs=5) and pairs[3].trained == pytest.approx(80, abs=3)
+    assert "the one rounded afterwards guesses, one in ten" in text
+    assert pairs[2].afterwards == pytest.approx(10, abs=1) and 15 < pairs[2].trained < 60
+
+
 def png(size=(40, 30), colour="red"):
     content = BytesIO()
     Image.new("RGB", size, colour).save(content, "png")
@@ -300,7 +331,11 @@ def test_the_table_of_lessons_says_what_the_lessons_say():
 
 
 def test_what_the_text_says_of_the_networks():
+    count = {cls: sum(p.numel() for p in cls().parameters()) for cls in (VGG4bit, SimpleResNet4bit)}
+    assert round(count[SimpleResNet4bit] / 1000) == 73 and "73 thousand parameters" in prose(LESSON)
     assert VGG4bit().conv1_2.weight.numel() == 36_864 and "= 36,864 numbers" in prose(LESSON)
+    facts, _ = read_log(asset("small-cifar10-b4-s0"))
+    assert facts["recipe"]["epochs"] == 10 and "ten epochs by our own recipe `small`" in prose(LESSON)
 
 
 def test_the_self_test_has_five_questions_and_a_link_for_each():

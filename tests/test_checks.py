@@ -1,8 +1,10 @@
 """check and progress: one line for each value, never a traceback, and nothing forgotten."""
 
+import html
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 
@@ -190,18 +192,75 @@ PROGRESS = """\
 
 
 def test_progress_counts_what_is_done(monkeypatch, capsys):
-    check("01.a", 15), check("01.b", 1), check("02.a", 1)
-    capsys.readouterr()
     monkeypatch.setenv("Q4_WIDGETS", "0")
     progress()
-    assert capsys.readouterr().out == PROGRESS
+    assert capsys.readouterr().out.splitlines()[-1] == "02 test checks  ░  0 of 1, left: 02.a"
+    check("01.a", 15), check("01.b", 1), check("02.a", 1)
+    capsys.readouterr()
+    progress()
+    keep = f'progress("{code(capsys)}") brings this back on another machine\n'
+    progress()
+    assert capsys.readouterr().out == PROGRESS + keep
 
     monkeypatch.setenv("Q4_WIDGETS", "1")
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
     progress()
     [data] = shown
-    assert data["text/plain"] + "\n" == PROGRESS and not capsys.readouterr().out
+    assert data["text/plain"] + "\n" == PROGRESS + keep and not capsys.readouterr().out
     assert data["text/html"].count("<tr>") == 2
     assert "<progress max=2 value=1 " in data["text/html"] and "<progress max=1 value=1 " in data["text/html"]
-    assert "1 of 2, left: 01.b</td>" in data["text/html"]
+    assert "1 of 2, left: 01.b</td>" in data["text/html"] and html.escape(keep.strip()) in data["text/html"]
+
+
+def test_an_exercise_follows_its_lesson(monkeypatch, capsys):
+    for name in ("1.2", "1.1"):
+        checks.task(name)(lambda value: None)
+    monkeypatch.setenv("Q4_WIDGETS", "0")
+    progress()
+    assert [line.split("  ")[0].strip() for line in capsys.readouterr().out.splitlines()] == [
+        "01 test checks", "01 exercise", "02 test checks"
+    ]  # fmt: skip
+    assert list(checks.tasks()) == ["01.a", "01.b", "1.1", "1.2", "02.a"]
+
+
+def code(capsys) -> str:
+    return re.search(r'progress\("([0-9A-Z-]+)"\)', capsys.readouterr().out)[1]
+
+
+EVERYTHING = [f"{lesson:02}.{rest}" for lesson in range(10) for rest in "abcdefgh"] + [
+    f"{lesson}.{rest}" for lesson in range(1, 10) for rest in range(1, 9)
+]
+
+
+@pytest.mark.parametrize("names", [["00.a"], ["01.a", "1.1", "6.7"], ["9.8"], EVERYTHING])
+def test_a_code_brings_it_all_back(names, q4_home, monkeypatch, capsys):
+    monkeypatch.setenv("Q4_WIDGETS", "0")
+    for name in names:
+        remember(name, True)
+    progress()
+    keep = code(capsys)
+    assert len(keep) <= 9 * len(names) + 5 * 16 and len(keep) < 90
+    (q4_home / "progress.json").unlink()
+    remember("02.a", True), remember("01.b", False)
+    # As it is copied from a sheet of paper.
+    progress(f" {keep.lower().replace('-', ' ').replace('0', 'o').replace('1', 'l')}")
+    assert done(q4_home) == {"01.b": "01.b" in names, "02.a": True} | dict.fromkeys(names, True)
+
+
+def test_every_task_of_the_course_has_a_place_in_the_code(monkeypatch):
+    monkeypatch.undo()
+    assert set(checks.tasks()) <= set(EVERYTHING)
+
+
+@pytest.mark.parametrize("wrong", ["", "X", "a b c", "é", 12345, "0000", "Y" * 500])
+def test_a_wrong_code_changes_nothing(wrong, q4_home, monkeypatch, capsys):
+    monkeypatch.setenv("Q4_WIDGETS", "0")
+    check("01.a", 15)
+    progress()
+    keep = code(capsys)
+    for mistyped in [wrong] if wrong else [keep[:-1], keep[1:], keep[1] + keep[0] + keep[2:], keep[:-1] + "Z"]:
+        progress(mistyped)
+        out = capsys.readouterr().out
+        assert out == f"{mistyped!r} is no progress code: is a letter or digit missing, or mistyped?\n"
+    assert done(q4_home) == {"01.a": True}

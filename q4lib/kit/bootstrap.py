@@ -7,14 +7,17 @@ from typing import Any
 
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    "(https://colab.research.google.com/github/{repository}/blob/v{version}/notebooks/{stem}.ipynb)"
+    "(https://colab.research.google.com/github/{repository}/blob/v{version}/{folder}/{stem}.ipynb) "
+    # A copy in Drive has no folder in which its links could be followed.
+    "[All lessons](https://github.com/{repository}/tree/v{version}/notebooks) (in a copy of your own, links between "
+    "them lead nowhere)"
 )
-ANY_BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)|<!-- badge -->")
+ANY_BADGE = re.compile(r"\[!\[Open in Colab\].*|<!-- badge -->")
 KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-KEPT = ("tags", "cellView", "jupyter")  # of a cell's metadata
+KEPT = ("tags", "cellView", "jupyter", "nbgrader")  # of a cell's metadata
 
 # Text, since it runs where there is no q4lib. The host's packages are asked for as they are: pip then leaves them
 # alone, or calls it a conflict.
@@ -74,9 +77,9 @@ def address(root: Path) -> dict[str, str]:
     }
 
 
-def badge(stem: str, repository: str, version: str) -> str:
-    """The Markdown of a lesson's badge: it opens the lesson as it is at the tag of `version`."""
-    return BADGE.format(stem=stem, repository=repository, version=version)
+def badge(stem: str, repository: str, version: str, folder: str = "notebooks") -> str:
+    """The Markdown of a badge, which opens a lesson as it is at the tag of `version`, and the way to all others."""
+    return BADGE.format(folder=folder, stem=stem, repository=repository, version=version)
 
 
 def bootstrap(repository: str, version: str) -> str:
@@ -84,7 +87,7 @@ def bootstrap(repository: str, version: str) -> str:
     return BOOTSTRAP.strip().replace("OWNER/REPO", repository).replace("VERSION", version)
 
 
-def dress(notebook: Any, stem: str, repository: str, version: str) -> None:
+def dress(notebook: Any, stem: str, repository: str, version: str, folder: str = "notebooks") -> None:
     """Give a lesson its badge, bootstrap cell and kernel, and take away what differs from run to run. In place."""
     from nbformat import from_dict
     from nbformat.v4 import new_code_cell, upgrade
@@ -92,7 +95,7 @@ def dress(notebook: Any, stem: str, repository: str, version: str) -> None:
     upgrade(notebook, from_version=4, from_minor=notebook.nbformat_minor)
     notebook.metadata = from_dict(KERNEL)
     cells = notebook.cells
-    line = badge(stem, repository, version)
+    line = badge(stem, repository, version, folder)
     first, found = ANY_BADGE.subn(line, cells[0].source)
     title, _, rest = cells[0].source.partition("\n")
     cells[0].source = first if found else f"{title}\n\n{line}\n{rest}"

@@ -72,7 +72,7 @@ def run(
         for number, path in enumerate(paths, 1):
             print(f"{path.stem} ({number} of {len(paths)})", flush=True)
             start = time.perf_counter()
-            failure = _execute(path, out / path.name, given[path])
+            failure = _execute(path, out / path.name, given[path], echo=preset != "smoke")
             minutes = (time.perf_counter() - start) / 60
             _page(out / path.name)
             rows.append(f"| {path.stem} | {minutes:.2f} | {'NO' if failure else 'yes'} |")
@@ -153,8 +153,11 @@ def _kernel(smoke: bool) -> Iterator[Path]:
             os.environ.update(before)
 
 
-def _execute(path: Path, out: Path, parameters: dict[str, Any] | None = None) -> str:
-    """Execute a lesson into `out`, in an empty folder; "" or one sentence that says where it failed and why."""
+def _execute(path: Path, out: Path, parameters: dict[str, Any] | None = None, echo: bool = False) -> str:
+    """Execute a lesson into `out`, in an empty folder; "" or one sentence that says where it failed and why.
+
+    With `echo` what the lesson prints is seen at once: a run that takes hours says so before it starts.
+    """
     import nbformat
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
@@ -163,7 +166,8 @@ def _execute(path: Path, out: Path, parameters: dict[str, Any] | None = None) ->
         with TemporaryDirectory(prefix="q4-") as empty:
             how = {"kernel_name": "python3", "language": "python", "start_timeout": 300, "cwd": empty}
             bar = {"desc": path.stem, "leave": False, "disable": None}
-            execute_notebook(path, out, parameters, progress_bar=bar, **how)
+            heard = sys.stdout if echo else None
+            execute_notebook(path, out, parameters, progress_bar=bar, stdout_file=heard, **how)
     except KeyboardInterrupt:
         raise RunError(f"stopped in {path.stem}; what had ended before is in {out.parent}") from None
     except PapermillExecutionError as error:

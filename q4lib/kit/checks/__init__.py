@@ -3,19 +3,19 @@
 import importlib
 import os
 import pkgutil
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
-import torch
 
 from ...data import nearest
 from ...files import FileError
+from ..guard import Endless, guarded
 from ..progress import remember
 
 Task = Callable[[Any], str | None]
+
+SECONDS = 1.5  # a student waits for the answer
+GRADER_SECONDS = 10.0  # nobody waits, and a busy machine must not cost a mark
 
 _registered: dict[str, Task] = {}
 
@@ -24,8 +24,12 @@ class Wrong(Exception):  # noqa: N818
     """The student's value is wrong; the sentence says why, or what was probably done."""
 
 
+class NotYet(Exception):  # noqa: N818
+    """The student has not begun: the function is still the stub, which returns None."""
+
+
 def task(name: str) -> Callable[[Task], Task]:
-    """Register a check under an id such as "01.a". ValueError if another function has that id."""
+    """Register a check under an id: "01.a" in lesson 01, "1.1" in its exercise. ValueError if another has that id."""
 
     def register(function: Task) -> Task:
         other = _registered.setdefault(name, function)
@@ -39,49 +43,70 @@ def task(name: str) -> Callable[[Task], Task]:
 
 
 def tasks() -> dict[str, str]:
-    """Every known id, in order, with the topic it belongs to. A topic that cannot be imported raises its own error."""
+    """Every known id, lesson by lesson, with the topic it belongs to. A topic that cannot be imported raises."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    return {name: function.__module__.rpartition(".")[2] for name, function in sorted(_registered.items())}
+    return {name: _registered[name].__module__.rpartition(".")[2] for name in sorted(_registered, key=_place)}
+
+
+def _place(name: str) -> tuple[str, bool, str]:
+    """Sorts lesson by lesson, and in each its own checks before those of its exercise."""
+    lesson, _, rest = name.partition(".")
+    return lesson.zfill(2), rest.isdigit(), rest
 
 
 def check(name: str, value: Any) -> None:
     """Print one line that says whether `value` is right, and remember it. Under nbgrader, raise unless it is."""
     passed, line = _verdict(name, value)
     print(line)
-    if os.environ.get("NBGRADER_EXECUTION") and not passed:
+    if _grading() and not passed:
         raise Wrong(line)
+
+
+def _grading() -> bool:
+    return bool(os.environ.get("NBGRADER_EXECUTION"))
 
 
 def _verdict(name: str, value: Any) -> tuple[bool, str]:
     try:
-        with _same_random_numbers():
-            known = tasks()
-            if name not in known:
-                return False, f"❌ there is no task {name!r}{nearest(name, known)}"
-            if value is None:
-                return False, f"⏳ {name} not attempted yet"
-            passed, line = True, f"✅ {name} {_registered[name](value) or 'right'}"
-    except Wrong as error:
-        passed, line = False, f"❌ {name} {error}"
-    # A student's function may do anything, and exit() is a likely thing.
-    except (Exception, SystemExit) as error:
-        passed, line = False, f"❌ {name} {type(error).__name__}: {error}"
-    line = " ".join(line.split())
-    try:
-        remember(name, passed)
-    except (FileError, OSError) as error:
-        line += f" (not remembered: {error})"
+        known = tasks()
+        if name not in known:
+            return False, f"❌ there is no task {name!r}{nearest(name, known)}"
+        answer = guarded(lambda: _answer(name, value), GRADER_SECONDS if _grading() else SECONDS)
+    except Endless as error:
+        answer = f"❌ {name} {error}"
+    except Exception as error:
+        answer = f"❌ {name} {type(error).__name__}: {error}"
+    line, passed = " ".join(answer.split()), answer.startswith("✅")
+    if not line.startswith("⏳"):
+        try:
+            remember(name, passed)
+        except (FileError, OSError) as error:
+            line += f" (not remembered: {error})"
     return passed, line
 
 
-@contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Afterwards Python, NumPy and torch draw what they would have drawn without this."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+def _answer(name: str, value: Any) -> str:
+    try:
+        if value is None:
+            return f"⏳ {name} not attempted yet"
+        return f"✅ {name} {_registered[name](value) or 'right'}"
+    except NotYet as error:
+        return f"⏳ {name} not attempted yet{f' ({error})' if str(error) else ''}"
+    except Wrong as error:
+        return f"❌ {name} {error}"
+    # A student's function may do anything, and exit() is a likely thing.
+    except BaseException as error:
+        return f"❌ {name} {_described(error, value)}"
+
+
+def _described(error: BaseException, value: Any) -> str:
+    """The error, and the student's own line that it comes from."""
+    # Not str(error), which may be anything too.
+    what = " ".join(traceback.format_exception_only(error)).strip()
+    what = what if len(what) < 300 else f"{what[:300]} ..."
+    file = getattr(getattr(value, "__code__", None), "co_filename", None)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename == file:
+            return f"{what} (line {frame.lineno}{f': `{frame.line}`' if frame.line else ''})"
+    return what

@@ -62,7 +62,7 @@ def soft(value: Any) -> str:
         "multiply by c after the tanh, where you divide": (w / C).tanh() / C,
     }
     if torch.allclose(clipped, C * (w / C).tanh(), rtol=0, atol=0.0015):
-        return "0.1 stayed, 0.9 became 0.87, and 30 ends at 3"
+        return "0.1 hardly moved, 0.9 became 0.87, and 30 ends at 3"
     for why, mistake in mistakes.items():
         if torch.allclose(clipped, mistake, rtol=0, atol=0.0015):
             raise Wrong(why)

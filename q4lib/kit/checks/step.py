@@ -6,7 +6,7 @@ from typing import Any
 from . import Wrong, task
 
 
-def _compare(value: Any, right: float, likely: dict[float, str], otherwise: str, tolerance: float) -> None:
+def compare_number(value: Any, right: float, likely: dict[float, str], otherwise: str, tolerance: float) -> None:
     """Wrong, with the reason for a `likely` mistake, unless `value` is the `right` number."""
     try:
         number = float(value)
@@ -34,7 +34,7 @@ def clip_factor(value: Any) -> str:
         2 * hypot(3, 4, 12): "upside down: the gradients must get shorter",
         0.5: "that is the length afterwards: by what must the length before be multiplied?",
     }
-    _compare(value, right, likely, "take one norm over all three tensors, then 0.5 over it", 5e-5)
+    compare_number(value, right, likely, "take one norm over all three tensors, then 0.5 over it", 5e-5)
     return "the norm is 13, and every gradient, in whichever tensor, is multiplied by 0.5 / 13"
 
 
@@ -71,7 +71,8 @@ def second_step(value: Any) -> str:
     }
     likely = {_two_steps(by): why for by, why in mistakes.items()}
     likely[2 * (1 - 0.1 * 0.5) - 0.1] = "that is w after the first step: take the second too"
-    _compare(value, _two_steps(), likely, "print m, v and w after step 1: they should be 0.03, 0.00009 and 1.8", 5e-4)
+    otherwise = "print m, v and w after step 1: they should be 0.03, 0.00009 and 1.8"
+    compare_number(value, _two_steps(), likely, otherwise, 5e-4)
     return "m still remembers the first gradient: w went on downwards, against the second one"
 
 
@@ -87,9 +88,10 @@ def whole_step(value: Any) -> str:
         3 * tanh((2 * 0.99 + 0.05) / 3): "the rate was multiplied by the clipped gradient: Adam divides its size away",
         3 * tanh((2 * 0.99 + 0.4) / 3): "the rate was multiplied by the gradient: Adam divides its size away",
         3 * tanh(2.1 / 3): "the weight decay is missing: w is multiplied by 1 - rate × decay",
+        3 * tanh(2.1 * 0.99 / 3): "the decay comes before the update: 2 × 0.99 + 0.1, not 2.1 × 0.99",
         3 * tanh(2 / 3): "that is the soft clip alone: decay and update come before it",
     }
-    _compare(value, right, likely, "decay: 2 × 0.99; update: 0.1 against the gradient; then 3 tanh(w / 3)", 5e-4)
+    compare_number(value, right, likely, "decay: 2 × 0.99; update: 0.1 against the gradient; then 3 tanh(w / 3)", 5e-4)
     return "the soft clip took off more than the update had added"
 
 
@@ -107,5 +109,5 @@ def bytes_a_parameter(value: Any) -> str:
         20: "the weight on its grid is made anew in every forward pass: leave it out here",
         128: "these are bits: 8 of them make a byte",
     }
-    _compare(value, 16, likely, "count the FP32 numbers that one parameter needs, 4 bytes each", 1e-6)
+    compare_number(value, 16, likely, "count the FP32 numbers that one parameter needs, 4 bytes each", 1e-6)
     return "four FP32 numbers a parameter, as in training without a grid"

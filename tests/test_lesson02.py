@@ -268,7 +268,7 @@ def test_numbers_in_the_prose():
     assert "stops at 0.32, not at 0.40" in prose["descent-explain"]
     assert "with: w 0.32, level 0.4" in plot_descent(0.1)[1]
     assert "needs a single step" in prose["descent-explain"] and plot_descent(0.5)[1].endswith("after step 1")
-    assert "At 0.05 levels, 95 % of the weights stay" in prose["hops-explain"]
+    assert "at 0.05 levels, 95 % of the weights stay" in prose["hops-explain"]
     assert "way 0.05: 5 % of the weights change level" in printed["hops-figure"]
     assert "the level flips 100 times in 200 steps" in prose["edge-predict"]
     assert plot_edge()[1].startswith("flips in the last 200 steps: 100 ")

@@ -3,19 +3,18 @@
 import csv
 import io
 import json
-import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from inline_checks import InlineCheck
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from q4lib import SimpleResNet4bit, VGG4bit
 from q4lib.data import load, normalize
 from q4lib.files import load_tensors
-from q4lib.kit import check
 from q4lib.kit.checks import network as checks
 from q4lib.kit.checks import tasks
 from q4lib.kit.figures.network import file_size, plot_levels, plot_rescaled, plot_shapes, plot_work, vgg_layers
@@ -60,7 +59,7 @@ class TestShapes:
         shapes, weight, rest = numbers.splitlines()
         assert shapes == f"{name} takes {cin} × {side} × {side} and gives {cout} × {side} × {side}"
         assert weight == f"weight {cout} × {cin} × 3 × 3, bias {cout}: {parameters:,} parameters"
-        assert integers(rest) == [4 * parameters, 32, cout * cin * 9 // 2 + 4 * cout + 4, 2, cout, 32]
+        assert integers(rest) == [4 * parameters, 32, 2, cout, 32]
         assert {f"{cout}×{side}×{side}", f"{parameters:,}"} <= set(texts(figure))
 
     def test_linear(self):
@@ -68,7 +67,7 @@ class TestShapes:
             "fc1 takes 4096 and gives 512",
             "weight 512 × 4096, bias 512: 2,097,664 parameters",
         ]
-        assert plot_shapes("fc2")[1].endswith("20,520 bytes in FP32, 2,604 packed · no batch norm after it")
+        assert plot_shapes("fc2")[1].endswith("20,520 bytes in FP32 · no batch norm after it")
 
     def test_bytes_are_those_in_the_file(self, tmp_path):
         save_model(tmp_path / "model", VGG4bit())
@@ -248,27 +247,20 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-class TestCheck:
-    def line(self, capsys, name, value) -> str:
-        check(name, value)
-        return capsys.readouterr().out
-
-    def test_accepts_the_right_answer(self, capsys, name):
+class TestCheck(InlineCheck):
+    def test_accepts_the_right_answer(self, line, name):
         right, _ = ANSWERS[name]
         for value in (right, float(right), torch.tensor(right)):
-            assert self.line(capsys, name, value).startswith(f"✅ {name} ")
+            assert line(name, value).startswith(f"✅ {name} ")
 
-    def test_names_each_mistake_with_words_of_its_own(self, capsys, name):
-        lines = {value: self.line(capsys, name, value) for value in ANSWERS[name][1]}
+    def test_names_each_mistake_with_words_of_its_own(self, line, name):
+        lines = {value: line(name, value) for value in ANSWERS[name][1]}
         for value, words in ANSWERS[name][1].items():
             assert lines[value].startswith(f"❌ {name} ") and words in lines[value]
         assert len({line.split(":", 1)[1] for line in lines.values()}) == len(lines)
 
-    def test_other_values(self, capsys, name):
-        assert self.line(capsys, name, None) == f"⏳ {name} not attempted yet\n"
-        for value in ("many", [1, 2], math.nan, math.inf, True):
-            assert self.line(capsys, name, value).startswith(f"❌ {name} ")
-        assert "a number is asked for, yours is 'many'" in self.line(capsys, name, "many")
+    def test_asks_for_a_number(self, line, name):
+        assert "a number is asked for, yours is 'many'" in line(name, "many")
 
 
 def test_every_likely_mistake_is_tested(monkeypatch):
@@ -304,12 +296,12 @@ class TestProse:
         assert all(min(layer["levels"] for layer in line["layers"].values()) < 15 for line in EPOCHS)
 
     def test_papers_own_log(self):
-        """The seven epochs of it that are recorded here lie within what the prose says of all 150."""
+        """The prose gives the least and the most levels of a layer in all 150 epochs."""
         low, high = map(int, re.search(r"a layer has (\d+) to (\d+)", prose("bits-explain")).groups())
-        with (RESULTS / "paper-log-cifar10-first-7-epochs.csv").open() as file:
+        with (RESULTS / "paper-log-cifar10.csv").open() as file:
             rows = list(csv.DictReader(file))
-        assert (low, high) == (12, 15)
-        assert all(low <= int(row["levels_min"]) < int(row["levels_max"]) == high for row in rows)
+        assert low == min(int(row["levels_min"]) for row in rows) and len(rows) == 150
+        assert high == max(int(row["levels_max"]) for row in rows)
 
     def test_fc1_carries_least_and_has_the_widest_step(self):
         assert "`fc1` has the lowest in every epoch" in prose("bits-explain")

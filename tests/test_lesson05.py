@@ -280,7 +280,8 @@ WRONG = {
         3 * math.tanh(2 / 3) * 0.99 + 0.1: "before the step", 2.08: "soft clip is missing",
         3 * math.tanh(1.88 / 3): "must grow", 3 * math.tanh(2.03 / 3): "the clipped gradient",
         3 * math.tanh(2.38 / 3): "by the gradient", 3 * math.tanh(2.1 / 3): "decay is missing",
-        3 * math.tanh(2 / 3): "soft clip alone", 9.0: "too large", 0.0: "too small",
+        3 * math.tanh(2.1 * 0.99 / 3): "before the update", 3 * math.tanh(2 / 3): "soft clip alone",
+        9.0: "too large", 0.0: "too small",
     },
     "05.d": {
         12.5: "its code", 4: "alone", 0.5: "packed file", 2: "all four are FP32", 8: "two numbers",

@@ -1,5 +1,6 @@
 """Every number about a run that README shows is recomputed from its log."""
 
+import json
 import math
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def test_the_data_sheet_is_what_the_logs_and_files_say():
 def test_readme_shows_recorded_runs():
     rows = [line for line in table_lines(ROOT / "README.md") if "log.jsonl" in line]
     assert len(rows) >= 2 and set(rows) <= set(records.run_rows(RESULTS, "notebooks/results/"))
+
+
+def test_readme_says_what_rounding_afterwards_gave():
+    found = json.loads((RESULTS / "rounded-afterwards.json").read_text())["test_acc"]
+    said = f"{found['8']:.2f} % at 8 bits, {found['4']:.2f} % at 4, {found['3']:.2f} % at 3 and {found['2']:.2f} % at 2"
+    assert said in " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_a_finished_run_is_recorded_whole():

@@ -223,14 +223,22 @@ def _random_batch(batch: int) -> tuple[Tensor, Tensor]:
     return x, torch.randint(10, (batch,), generator=generator)
 
 
-def memory_row(batch: int, model: str, runs: int = 5) -> str:
-    """What three 4-bit training steps add to a process' resident memory, over what three of the FP32 twin add."""
+def memory_pairs(batch: int, model: str, runs: int = 5) -> list[tuple[float, float]]:
+    """Bytes that three training steps add to a fresh process' peak memory, at 4 bits and in FP32; by ratio.
+
+    Only Linux tells: elsewhere OSError or StopIteration.
+    """
     peaks: dict[str, list[float]] = {"4-bit": [], "FP32": []}
     for _ in tqdm(range(runs), desc="memory", unit="pair", leave=False, disable=None):
         for name, found in peaks.items():
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
                 found.append(fresh.submit(_peak_growth, model, name, batch, torch.get_num_threads()).result())
-    pairs = sorted(zip(peaks["4-bit"], peaks["FP32"], strict=True), key=lambda pair: pair[0] / pair[1])
+    return sorted(zip(peaks["4-bit"], peaks["FP32"], strict=True), key=lambda pair: pair[0] / pair[1])
+
+
+def memory_row(batch: int, model: str, runs: int = 5) -> str:
+    """What three 4-bit training steps add to a process' resident memory, over what three of the FP32 twin add."""
+    pairs = memory_pairs(batch, model, runs)
     ours, twin = pairs[runs // 2]
     value = Interval(*(pair[0] / pair[1] for pair in (pairs[runs // 2], pairs[0], pairs[-1])))
     detail = (

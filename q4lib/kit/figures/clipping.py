@@ -252,13 +252,14 @@ def compare(runs: Mapping[str, Sequence[Path]]) -> str:
 
 def plot_arms(runs: Mapping[str, Sequence[Path]], guess: float | None = None) -> tuple[Figure, str]:
     """Two arms of an ablation, a point a seed. Left: each layer's largest weight at the end. Right: test accuracy."""
-    largest = {
-        arm: [[layer["amax"] for layer in read_log(run)[1][-1]["layers"].values()] for run in folders]
-        for arm, folders in runs.items()
-    }
+    ends = {arm: [read_log(run)[1][-1]["layers"] for run in folders] for arm, folders in runs.items()}
+    largest, sqnr = (
+        {arm: [[layer[key] for layer in end.values()] for end in of] for arm, of in ends.items()}
+        for key in ("amax", "sqnr")
+    )
     accuracies = _accuracies(runs)
     (first, clipped), (second, free) = largest.items()
-    layers = list(read_log(runs[first][0])[1][-1]["layers"])
+    layers = list(ends[first][0])
     figure, (left, right) = _figure(2, width_ratios=(3, 2))
     for i, (arm, colour, marker) in enumerate(zip(runs, (BLUE, ORANGE), "os", strict=True)):
         places = np.arange(len(layers)) + 0.3 * i - 0.15
@@ -275,7 +276,9 @@ def plot_arms(runs: Mapping[str, Sequence[Path]], guess: float | None = None) ->
     left.legend(loc="upper center")
     right.set(ylabel="test accuracy (%)", xticks=(0, 1), xticklabels=list(runs), xlim=(-0.5, 1.5))
     smaller = sum(all(a < b for a, b in zip(*pair, strict=True)) for pair in zip(clipped, free, strict=True))
+    pairs = [pair for arms in zip(*sqnr.values(), strict=True) for pair in zip(*arms, strict=True)]
     return figure, (
         f"{len(clipped)} seeds an arm\n"
-        f"largest weight, {first} against {second}: smaller in every layer in {smaller} of {len(clipped)} seeds"
+        f"largest weight, {first} against {second}: smaller in every layer in {smaller} of {len(clipped)} seeds\n"
+        f"SQNR, layer by layer: higher in {sum(a > b for a, b in pairs)} of {len(pairs)}"
     )

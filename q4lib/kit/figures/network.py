@@ -113,8 +113,7 @@ def plot_shapes(layer: str = "conv2_1") -> tuple[Figure, str]:
     return figure, (
         f"{layer} takes {_times(facts.takes)} and gives {_times(facts.gives)}\n"
         f"weight {_times(facts.weight)}, bias {facts.weight[0]}: {facts.parameters:,} parameters\n"
-        f"{4 * facts.parameters:,} bytes in FP32, {facts.packed:,} packed · "
-        + (norm if facts.norm else "no batch norm after it")
+        f"{4 * facts.parameters:,} bytes in FP32 · " + (norm if facts.norm else "no batch norm after it")
     )
 
 

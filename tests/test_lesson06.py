@@ -1,0 +1,287 @@
+"""Lesson 06: its plans, its live run, its figures against the logs themselves, its record, its checks."""
+
+import csv
+import hashlib
+import json
+import math
+import re
+import signal
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from q4lib.data import load
+from q4lib.kit import confusion, live
+from q4lib.kit.checks import check
+from q4lib.kit.checks.training import MADE_ANEW, NEEDED
+from q4lib.kit.figures import run as figures
+from q4lib.pack import load_model
+from q4lib.quant import quantize, scale
+from q4lib.recipes import RECIPES
+from q4lib.train import read_log
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "notebooks" / "results"
+LESSON = nbformat.read(ROOT / "notebooks" / "06_train_cifar10.ipynb", 4)
+PROSE = "\n".join(cell.source for cell in LESSON.cells if cell.cell_type == "markdown")
+with (RESULTS / "paper-log-cifar10.csv").open() as file:
+    PAPER = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+FAST = [json.loads(line) for line in (RESULTS / "fast-cifar10-b4-s0" / "log.jsonl").read_text().splitlines()[1:]]
+COUNTS = np.array(json.loads((RESULTS / confusion.NAME).read_text())["counts"])
+
+
+def numbers_in(text):
+    return [float(number.replace(",", "")) for number in re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)]
+
+
+def seconds_for(fast, small, digits=None):
+    return {"fast": fast, "small": small, "digits": digits or small}
+
+
+def took(recipe, seconds):
+    """Seconds by hand: each epoch trains on its images, and evaluates all test images at less than half the cost."""
+    train, test = {"cifar10": (50_000, 10_000), "digits": (1_437, 360)}[recipe.data]
+    return recipe.epochs * seconds[recipe.name] * ((recipe.images or train) + 0.4 * test)
+
+
+class TestPlan:
+    @pytest.mark.parametrize("minutes", [1, 5, 30])
+    @pytest.mark.parametrize("each", [1e-5, 3e-4, 1e-3, 8e-3, 0.05, 0.5])
+    def test_fits_and_ends_at_zero_on_any_machine(self, minutes, each):
+        seconds = seconds_for(each, each / 10)
+        recipe = live.plan(minutes, seconds)
+        one = took(replace(recipe, epochs=1), seconds)
+        assert took(recipe, seconds) <= max(0.8 * 60 * minutes, one)
+        assert recipe.epochs <= RECIPES[recipe.name].epochs
+        assert recipe.epochs >= 5 or recipe.data == "digits" and 6 * one > 0.8 * 60 * minutes
+        assert recipe.schedule_epochs == recipe.epochs and recipe.rate(recipe.epochs + 1, 0.0) == pytest.approx(0)
+
+    def test_fast_machine_gets_the_whole_recipe(self):
+        assert live.plan(5, seconds_for(1e-5, 1e-6)) == RECIPES["fast"]
+
+    def test_the_larger_network_first_then_more_epochs_then_more_images(self):
+        plans = [live.plan(5, seconds_for(each, each / 8)) for each in (5e-4, 1e-3, 3e-3, 8e-3, 0.05)]
+        assert [plan.name for plan in plans] == ["fast", "fast", "small", "small", "small"]
+        assert [plan.epochs for plan in plans] == [8, 5, 10, 5, 5]
+        assert [plan.images for plan in plans[:3]] == [None, 44_000, None]
+        assert plans[3].images == 44_000 and plans[4].images == 3_600
+
+    def test_slow_machine_gets_digits(self):
+        recipe = live.plan(1, seconds_for(0.05, 5e-3))
+        assert (recipe.name, recipe.data, recipe.images, recipe.epochs) == ("digits", "digits", None, 6)
+
+    def test_no_time_at_all(self):
+        assert live.plan(0.01, seconds_for(1, 0.1)).epochs == 1
+        with pytest.raises(ValueError, match=r"MINUTES must be positive, got 0$"):
+            live.plan(0, seconds_for(1, 0.1))
+
+
+@pytest.fixture
+def headless(monkeypatch):
+    monkeypatch.setenv("Q4_WIDGETS", "0")
+
+
+class TestPrepare:
+    def test_full_says_its_hours(self, monkeypatch, capsys):
+        monkeypatch.setattr(live, "_seconds", lambda recipe: 8e-3)
+        recipe, folder = live.prepare("full", 5)
+        assert recipe == RECIPES["fast"] and folder is None
+        said = "full: recipe fast, VGG4bit on 50,000 images of cifar10, 10 epochs, about 1.2 h here\n"
+        assert capsys.readouterr().out == said
+
+    def test_class_keeps_its_plan_though_the_machine_is_timed_anew(self, monkeypatch, capsys):
+        monkeypatch.setattr(live, "_have_cifar10", lambda: True)
+        monkeypatch.setattr(live, "_seconds", lambda recipe: {"fast": 8e-3, "small": 1e-3}[recipe.name])
+        recipe, folder = live.prepare("class", 5)
+        assert "44,000 of 50,000 images of cifar10, 5 epochs, about 4.0 min of 5 min here" in capsys.readouterr().out
+        folder.mkdir(parents=True)
+        (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
+        monkeypatch.setattr(live, "_seconds", lambda recipe: 1e-5)
+        assert live.prepare("class", 5) == (recipe, folder) and "as planned before" in capsys.readouterr().out
+        assert live.prepare("class", 6)[1] != folder
+
+    def test_the_large_network_is_not_timed_where_it_cannot_fit(self, monkeypatch):
+        monkeypatch.setattr(live, "_have_cifar10", lambda: True)
+        monkeypatch.setattr(live, "_seconds", lambda recipe: {"small": 1e-3}[recipe.name])
+        assert live.prepare("class", 1)[0].name == "small"
+
+    def test_without_cifar10_class_takes_digits_and_says_so(self, monkeypatch, capsys):
+        def fail(name):
+            raise live.DownloadError("no mirror gave it:\n  one: refused")
+
+        monkeypatch.setattr(live, "load", fail)
+        monkeypatch.setattr(live, "_seconds", lambda recipe: 1e-3)
+        recipe, folder = live.prepare("class", 5)
+        out = capsys.readouterr().out
+        assert "scanned digits take its place: no mirror gave it\nclass: recipe digits" in out
+        assert recipe.data == "digits" and recipe.epochs == 20 and "digits" in folder.name
+
+
+def test_a_watched_run_is_stopped_in_a_sentence_and_goes_on(headless, monkeypatch, tmp_path, capsys):
+    recipe, real = replace(RECIPES["digits"], epochs=2, schedule_epochs=2, images=128), live.fit
+
+    def interrupted(*args, **kwargs):
+        return real(*args, **kwargs | {"on_epoch": lambda run: signal.raise_signal(signal.SIGINT)})
+
+    monkeypatch.setattr(live, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        live.watch(recipe, tmp_path / "run")
+    assert stopped.value._render_traceback_() == [str(stopped.value)] and "goes on" in str(stopped.value)
+    assert len(read_log(tmp_path / "run")[1]) == 1
+    monkeypatch.setattr(live, "fit", real)
+    assert live.watch(recipe, tmp_path / "run", guess=50) == tmp_path / "run"
+    line = read_log(tmp_path / "run")[1][-1]
+    printed = capsys.readouterr().out.splitlines()
+    said = f"training {line['train_acc']:.2f} % · test {line['test_acc']:.2f} % · {line['seconds']:.1f} s"
+    # Outside of a kernel the picture is printed, too.
+    assert [printed[-4], *printed[-2:]] == [
+        f"epoch 2 of 2 · {said}",
+        "digits, 4-bit weights, digits",
+        f"epoch 2 of 2 · {said}",
+    ]
+
+
+class TestFigures:
+    @pytest.mark.parametrize("last", [7, 10, 100])
+    def test_recorded_runs(self, last):
+        lines = figures.plot_recorded(last)[1].splitlines()
+        paper = PAPER[last - 1]["test_acc"]
+        assert numbers_in(lines[0]) == [last, paper] and numbers_in(lines[1])[1] == 81.72
+        assert numbers_in(lines[2])[2] == round(FAST[min(last, 10) - 1]["test_acc"], 2)
+        gap = figures.recorded()["fast, FP32 twin"][9] - FAST[9]["test_acc"]
+        assert f"{gap:+.2f} points; one run each, no spread" in lines[4]
+
+    @pytest.mark.parametrize("epoch", [1, 100, 114, 150])
+    def test_cosine(self, epoch):
+        rate = 0.001 * (1 + math.cos(math.pi * (epoch - 1) / 100)) / 2
+        assert round(rate, 6) == PAPER[epoch - 1]["lr"], "the paper's own log"
+        shown = numbers_in(figures.plot_cosine(epoch)[1])
+        assert shown == pytest.approx([epoch, rate, 1e5 * rate, PAPER[epoch - 1]["test_acc"]], abs=0.0051)
+        again = 0.001 * (1 + math.cos(math.pi * ((epoch - 1) % 100) / 100)) / 2
+        assert f"after epoch 100 the rate would be {again:.7f}" in figures.plot_cosine(epoch, restart=True)[1]
+
+    def test_linear(self):
+        assert figures.plot_linear()[1] == "highest 100 % after 1.5 epochs · last step 0.1 %"
+        said = figures.plot_linear(schedule=7)[1]
+        assert "last step 0.0 % · the last 294 of 980 steps have rate 0" in said
+        assert "last step 44.2 %" in figures.plot_linear(schedule=16)[1]  # (1 - 10/16) / 0.85
+
+    def test_confusion(self):
+        text = figures.plot_confusion("dog", guess=("dog", "cat"))[1]
+        assert text.splitlines() == [
+            f"dog: {COUNTS[5, 5]} of 1,000 right · most often taken for cat, {COUNTS[5, 3]} times",
+            f"called dog, but something else: {COUNTS[:, 5].sum() - COUNTS[5, 5]} · all classes: "
+            f"{COUNTS.trace() / 100:.2f} % right",
+            f"your guess, dog and cat: {COUNTS[3, 5] + COUNTS[5, 3]} mistakes, number 1 of 45 pairs",
+        ]
+
+    def test_surest(self):
+        model = load_model(RESULTS / "fast-cifar10-b4-s0" / "model.safetensors")[0]
+        said = [numbers_in(figures.plot_surest(model, least)[1]) for least in (0, 40, 45, 95)]
+        assert [(answered, right) for _, answered, _, right in said[:3]] == [(20, 19), (19, 18), (18, 18)]
+        assert 0 < said[3][1] < 18, "one right answer goes before the wrong one, and others later"
+
+    @pytest.mark.parametrize("layer", ["conv1_1", "fc2"])
+    def test_layers(self, layer):
+        first, last = FAST[0]["layers"][layer], FAST[-1]["layers"][layer]
+        expected = [first["levels"], last["levels"], round(first["entropy"], 2), round(last["entropy"], 2)]
+        assert numbers_in(figures.plot_layers("fast", layer)[1].partition("epoch 1 to 10")[2]) == expected
+
+    def test_memory(self):
+        pairs = [(120 * 2**20, 100 * 2**20), (101 * 2**20, 100 * 2**20), (90 * 2**20, 100 * 2**20)]
+        said = "4 bits 101 MiB, FP32 100 MiB: 1.01 times as much\nbetween 0.9 and 1.1 times: yes"
+        assert figures.plot_memory(pairs)[1] == said
+        assert figures.plot_memory(pairs[:1])[1].endswith("no")
+        assert "only Linux" in figures.plot_memory([])[1]
+
+    def test_a_guess_is_marked(self):
+        for draw in (
+            lambda guess: figures.plot_curve(RESULTS / "fast-cifar10-b4-s0", guess),
+            lambda guess: figures.plot_recorded(10, guess),
+            lambda guess: figures.plot_cosine(guess=guess),
+            lambda guess: figures.plot_layers(guess=guess),
+        ):
+            for guess in (None, 0, 12):
+                labels = [t for axes in draw(guess)[0].axes for t in axes.get_legend_handles_labels()[1]]
+                assert ("your guess" in labels) == (guess is not None)
+
+
+def test_what_the_prose_says_of_the_logs():
+    accuracy = [row["test_acc"] for row in PAPER]
+    assert "up to epoch 114, and not after" in PROSE
+    assert all(91.95 <= value < 92.35 for value in accuracy[99:114]) and not any(v >= 91.95 for v in accuracy[114:])
+    assert "the first layer uses 14 of its 15 levels after epoch 1" in PROSE
+    first = [line["layers"]["conv1_1"] for line in FAST]
+    assert first[0]["levels"] == 14 and first[-1]["levels"] < 14 and first[-1]["entropy"] < first[0]["entropy"]
+    assert FAST[-1]["test_acc"] > FAST[0]["test_acc"]
+    weight = load_model(RESULTS / "fast-cifar10-b4-s0" / "model.safetensors")[0].conv1_1.weight
+    codes = quantize(weight, scale(weight)).abs()
+    assert (codes == 7).sum() == 1 and (codes <= 1).float().mean() > 0.8, "one weight alone, most near zero"
+
+
+def test_the_recorded_confusion_is_this_file_s():
+    record = json.loads((RESULTS / confusion.NAME).read_text())
+    assert record["sha256"] == hashlib.sha256((RESULTS / record["file"]).read_bytes()).hexdigest()
+    assert (COUNTS.sum(1) == 1000).all()
+    assert COUNTS.trace() / 100 == pytest.approx(FAST[-1]["test_acc"], abs=0.05)
+
+
+def test_the_record_is_measured_again(cifar10_pack):
+    data, record = load("cifar10"), json.loads((RESULTS / confusion.NAME).read_text())
+    assert record["data_digest"] == data.digest and tuple(record["classes"]) == data.classes
+    again = np.array(confusion.measure(RESULTS / record["file"])["counts"])
+    assert np.abs(again - COUNTS).sum() <= 10, "five pictures at most, which another processor may see otherwise"
+
+
+def test_training_takes_as_much_memory_at_4_bits():
+    pairs = live.training_memory(runs=1)
+    assert 0.8 < pairs[0][0] / pairs[0][1] < 1.25
+
+
+RIGHT = {
+    "06.a": [set(NEEDED), list(NEEDED)],
+    "06.b": [100 * math.sqrt(0.92 * 0.08 / 10_000), 0.27, "0.2713"],
+    "06.c": [0.001 * (1 + math.cos(1.49 * math.pi)) / 2, 0.000484, torch.tensor(0.000484)],
+    "06.d": [COUNTS[3, 3] / COUNTS[:, 3].sum(), torch.tensor(COUNTS)[3, 3] / torch.tensor(COUNTS)[:, 3].sum()],
+}
+WRONG = {
+    "06.a": [
+        *[(NEEDED.keys() - {part}, why) for part, why in NEEDED.items()],
+        *[(NEEDED.keys() | {part}, f"{part}: {why}") for part, why in MADE_ANEW.items()],
+        ("codes", "a set of words"), (7, "a set of words"), ({"weights"}, "'weights' is none of the eight"),
+    ],
+    "06.b": [
+        (0.0027, "for points"), (27.13, "one picture"), (100 * 0.92 * 0.08 / 10_000, "root"), (0.96, "factor 1 - p"),
+        (0.121, "training images"), (0.01, "and 100 for points"), (1, "factor p (1 - p)"), (5, "too large"),
+    ],
+    "06.c": [
+        (0.0005, "149 epochs"), (0.000516, "a restart"), (1.1e-7, "half period stays 100"), (0.0009686, "half is"),
+        (0, "climbs again"), (0.4842946, "that is the share"), (0.0000714, "degrees"), (0.1, "too large"),
+    ],
+    "06.d": [
+        (0.808, "its recall"), (83.904, "in percent"), (80.8, "that it finds: divide"), (0.161, "no cats"),
+        (0.963, "how many there are"), (0.823, "mixes"), (0.9177, "over all classes"), (963, "are cats?"),
+        (0.5, "too small"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_check_accepts_what_is_right(name, capsys):
+    for value in RIGHT[name]:
+        check(name, value)
+        assert capsys.readouterr().out.startswith(f"✅ {name} ")
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_check_says_what_was_done_wrong(name, capsys):
+    check(name, None)
+    assert capsys.readouterr().out == f"⏳ {name} not attempted yet\n"
+    for value, why in WRONG[name]:
+        check(name, value)
+        line = capsys.readouterr().out
+        assert line.startswith(f"❌ {name} ") and why in line, f"{value}: {line}"

@@ -39,9 +39,15 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep every other process out of a folder. FileError if one is in it; the lock ends with its process."""
     # The lock lies elsewhere: not every file system that holds a run can lock.
     name = hashlib.sha1(str(folder.resolve()).encode()).hexdigest()
+    lock = Path(tempfile.gettempdir()) / f"q4-{name}.lock"
     try:
-        with FileLock(Path(tempfile.gettempdir()) / f"q4-{name}.lock", timeout=0):
-            yield
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                # While it is held: who opened it before finds it unlinked, and filelock lets nobody have it.
+                with suppress(OSError):
+                    lock.unlink()
     except Timeout:
         raise FileError(f"another process is at work in {folder}: wait for it, or give another folder") from None
 

@@ -28,6 +28,17 @@ def cifar10_pack(q4_home, monkeypatch) -> Path:
     return pack
 
 
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory):
+    """A real browser, headless; one for all tests."""
+    from q4lib.kit.browser import CHROMIUM, DRIVER, chromium
+
+    if not (CHROMIUM.exists() and DRIVER.exists()):
+        pytest.skip(f"needs Chromium: {CHROMIUM} and {DRIVER}")
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
+
+
 def fail_unexcused_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     if os.environ.get("Q4_ALL") != "1" or not report.skipped or hasattr(report, "wasxfail"):
         return

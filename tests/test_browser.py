@@ -1,20 +1,15 @@
 """Widgets as a reader meets them: a real JupyterLab in a real Chromium, sliders moved by mouse and keyboard."""
 
-import json
-import os
-import secrets
 import shutil
-import socket
 import statistics
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import nbformat
 import pytest
-from browser import PATIENCE, WIDE, Notebook, open_chromium
+
+from q4lib.kit.bench_widgets import Moves, moved, row
+from q4lib.kit.browser import WIDE, Notebook, jupyter
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -56,13 +51,10 @@ CELLS = [
     "explore(plot_slowly, x=(0, 400))",
     'quiz("Why `15` levels?", {"16 is `2**4`, but zero": "Zero has two codes.", "✓ 7 on each side": "And zero."})',
 ]
-
-
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory):
-    driver = open_chromium(tmp_path_factory.mktemp("chromium"))
-    yield driver
-    driver.quit()
+RUN = """from dataclasses import replace
+from q4lib.kit.live import watch
+from q4lib.recipes import RECIPES
+watch(replace(RECIPES["digits"], epochs=8, schedule_epochs=8), guess=90)"""
 
 
 @pytest.fixture(scope="session")
@@ -73,49 +65,12 @@ def lab(driver, tmp_path_factory):
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "test.ipynb")
+    cells = [nbformat.v4.new_code_cell(RUN)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "run.ipynb")
     for lesson in LESSONS:
         shutil.copy(lesson, folder)
-    # Every cell is in the page, and nothing is asked for or fetched.
-    for extension, settings in {
-        "notebook-extension/tracker": {"windowingMode": "none"},
-        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    }.items():
-        file = home / f"lab/user-settings/@jupyterlab/{extension}.jupyterlab-settings"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings))
-    own = {
-        f"JUPYTER_{kind}_DIR": str(home / part) for kind, part in {"CONFIG": "", "DATA": "d", "RUNTIME": "r"}.items()
-    }
-    env = os.environ | own | {"IPYTHONDIR": str(home / "i"), "Q4_HOME": str(home / "q4"), "OMP_NUM_THREADS": "1"}
-    env.pop("Q4_WIDGETS", None)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url, token = f"http://127.0.0.1:{port}", secrets.token_hex()
-    options = {
-        "ServerApp.ip": "127.0.0.1", "ServerApp.port": port, "ServerApp.port_retries": 0, "ServerApp.allow_root": True,
-        "ServerApp.open_browser": False, "ServerApp.root_dir": folder, "IdentityProvider.token": token,
-        "LabApp.expose_app_in_browser": True, "LabApp.extension_manager": "readonly",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
-    with (home / "log").open("wb") as log:
-        server = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log)
-    try:
-        end = time.monotonic() + PATIENCE
-        while not _answers(f"{url}/api/status?token={token}"):
-            assert server.poll() is None and time.monotonic() < end, (home / "log").read_text()
-            time.sleep(0.2)
-        yield lambda name: Notebook(driver, f"{url}/doc/tree/{name}?token={token}")
-    finally:
-        server.terminate()
-        server.wait(timeout=PATIENCE)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return urllib.request.urlopen(url, timeout=10).status == 200
-    except OSError:
-        return False
+    with jupyter(folder, home, OMP_NUM_THREADS="1") as url:
+        yield lambda name: Notebook(driver, url, name)
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +159,7 @@ def test_twenty_moves_neither_stack_nor_flicker(bars):
     for i in range(20):
         bars.press("bits", Keys.ARROW_LEFT if i % 2 else Keys.ARROW_RIGHT)
         bars.wait_for(numbers_of(2 if i % 2 else 3, 0.5))
-        bars.notebook.wait(lambda i=i: len(bars.notebook.js("return window.watched.ms")) > i, "the new picture")
+        bars.wait_for_pictures(i + 1)
     seen = bars.watched()
     assert len(bars.box.find_elements("css selector", "img")) == 1
     assert len(bars.box.find_elements("css selector", "pre")) == 1
@@ -227,6 +182,38 @@ def test_a_drag_draws_the_newest_value_and_not_all(notebook):
     assert drawn < 40
     time.sleep(1)
     assert f"x 400, drawn {before + drawn}" == slow.numbers()
+
+
+def test_the_benchmark_times_what_a_reader_waits_for(notebook, bars):
+    before = bars.seen()
+    times = moved(bars, 2)
+    assert len(times.drawn) == len(times.seen) == 2 * 4 and bars.seen() == before
+    slow = notebook.explorers()[1]
+    times = moved(slow, 2)
+    assert all(300 < drawn < seen for drawn, seen in zip(*times, strict=True))
+    assert slow.drawn()[0] == "plot_slowly" and row("slow", times).endswith("| NO |")
+    assert row("quick", Moves([1, 2, 3], [10, 20, 30])) == "| quick | 3 | 2 | 3 | 20 | 29 | yes |"
+
+
+def test_a_run_is_stopped_by_the_button_and_goes_on(lab, tmp_path):
+    """The curve grows in one picture; the stop button leaves one sentence, and the same cell goes on."""
+    notebook = lab("run.ipynb")
+    try:
+        started = notebook.js("return window.jupyterapp.commands.execute('notebook:run-all-cells'), true")
+        assert started and notebook.wait(lambda: notebook.explorers(), "the first epoch")
+        notebook.promise(f"{notebook.widget}.sessionContext.session.kernel.interrupt()")
+        [error] = notebook.wait(notebook.errors, "the end of the step")
+        done = int(notebook.explorers()[0].numbers().split("epoch ")[1].split(" of 8")[0])
+        assert 1 <= done < 8 and "Stopped, and saved. Run this cell again" in error and "train.py" not in error
+        notebook.run()
+        assert not notebook.errors()
+        assert f"going on from epoch {done + 1}, step " in str(notebook.cells()[0]["outputs"])
+        [explorer] = notebook.explorers()
+        explorer.wait_for("epoch 8 of 8")
+        assert len(explorer.box.find_elements("css selector", "img")) == 1
+        notebook.driver.save_screenshot(str(tmp_path / "run.png"))
+    finally:
+        notebook.shut_down()
 
 
 def test_a_quiz_answers(notebook):

@@ -138,6 +138,14 @@ def test_run_works_on_copies(executed):
     assert executed.before == executed.after
 
 
+def test_a_preset_that_takes_its_time_is_heard_at_once(tmp_path, monkeypatch, capsys):
+    checkout(tmp_path, monkeypatch)
+    store(tmp_path, "01_long", "print('about 3 hours here')\n1 / 0")
+    for preset, heard in (("smoke", 0), ("class", 1)):
+        assert main(["run", "--preset", preset, "--out", str(tmp_path / "out")]) == 1
+        assert capsys.readouterr().out.count("about 3 hours here") == heard
+
+
 def refused(capsys, *arguments) -> str:
     assert main(list(arguments)) == 1
     said = capsys.readouterr().err

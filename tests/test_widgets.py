@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import ipywidgets
 import pytest
+import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -84,6 +86,12 @@ def test_arguments_become_the_controls_they_should(page):
     assert last.weights is weights
 
 
+@pytest.mark.parametrize("data", [[torch.ones(2), torch.ones(3)], [[1, 2], [3]], [None], [("soft", 1)]])
+def test_a_list_of_what_is_no_choice_is_passed_on(page, data):
+    assert [c.description for c in page(explore, plot, bits=(2, 8), weights=data).controls] == ["bits"]
+    assert calls[-1].weights is data
+
+
 def no_defaults(bits, amax, kind):
     return plot(bits, amax, kind)
 
@@ -105,6 +113,7 @@ def test_the_page_shows_the_picture_its_alt_text_and_the_numbers(page):
     assert ">bits 4 · amax 0.50\nkind &lt;soft&gt;</pre></figure>" in before
     picture = base64.b64decode(before.split("data:image/png;base64,")[1].split('"')[0])
     assert imread(io.BytesIO(picture)).shape[:2] == (100, 200)
+    assert re.search(r' data-drawn="plot, \d+\.\d ms">', before)
     got.bits.value = 5
     assert got.html.value.count("<img") == got.html.value.count("<pre") == 1
     assert "bits 5" in got.html.value and got.html.value.split("src=")[1] != before.split("src=")[1]
@@ -198,7 +207,7 @@ def test_still_quiz_folds_the_explanations(still, shown):
     assert data == {
         "text/markdown": """**Why 15 levels?**
 
-<details><summary>16: `2**4`</summary>
+<details><summary>16: <code>2**4</code></summary>
 
 ❌ Zero would have two codes.
 

@@ -1,4 +1,4 @@
-"""The command line: `q4 train`, `eval`, `predict`, `data`, `doctor`, `bench`; `run`, `lab`, `refresh`, `link`."""
+"""The command line: `q4 train`, `eval`, `predict`, `data`, `doctor`, `bench`, and what serves the lessons."""
 
 import argparse
 import io
@@ -16,6 +16,7 @@ from ..files import FileError, write_whole
 from ..pack import load_model
 from ..train import RECIPES, Recipe, RunError, evaluate, fit, read_log, reported, run_name
 from . import lessons
+from .build import build
 
 EPILOG = """examples:
   q4 train                                     scanned digits, half a minute, no network
@@ -101,10 +102,13 @@ def doctor() -> None:
     main()
 
 
-def bench(**options: Any) -> None:
-    """Ratios of speed and memory, measured here."""
-    from . import bench, breakdown
+def bench(what: str, **options: Any) -> None:
+    """Ratios of speed and memory, measured here; or how fast the lessons' figures follow their sliders."""
+    from . import bench, bench_widgets, breakdown
 
+    if what == "widgets":
+        bench_widgets.main()
+        return
     bench.main(**options)
     print()
     breakdown.main()
@@ -200,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     sets.add_argument("names", nargs="*", metavar="NAME", help="digits, cifar10, cifar100")
     command("doctor", doctor)
     ratios = command("bench", bench)
+    ratios.add_argument("what", nargs="?", default="training", choices=("training", "widgets"), help="(training)")
     ratios.add_argument("--pairs", type=int, default=30, help="rounds, each of one step of every arm (30 or more)")
     execute = command("run", lessons.run)
     execute.add_argument("names", nargs="*", metavar="LESSON", help="01 or 01_quantization; all, if none is named")
@@ -210,6 +215,8 @@ def _parser() -> argparse.ArgumentParser:
     store = command("refresh", lessons.refresh)
     store.add_argument("names", nargs="*", metavar="LESSON", help="all, if none is named")
     store.add_argument("--check", action="store_true", help="write nothing; fail if something would change")
+    make = command("build", build)
+    make.add_argument("--check", action="store_true", help="write nothing; fail if something would change")
     command("link", lessons.link).add_argument("repository", metavar="OWNER/REPO")
     return parser
 

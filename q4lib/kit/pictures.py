@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data import DataError, load, read_picture
 from . import asset
-from .widgets import _picture, headless
+from .widgets import Picture, headless
 
 NAME, EACH = "pictures.npz", 2
 
@@ -76,7 +76,7 @@ def upload(function: Callable, **arguments: Any) -> None:
             with TemporaryDirectory() as folder:
                 path = Path(folder, "picture")
                 path.write_bytes(content)
-                page.value = _picture(function, {"image": read_picture(path), **arguments}).page()
+                page.value = Picture.of(function, {"image": read_picture(path), **arguments}).page()
         except DataError:
             page.value = f'<p role="alert">{html.escape(name)} cannot be read as a picture: try a PNG or a JPEG.</p>'
         except Exception as error:

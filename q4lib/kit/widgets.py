@@ -10,6 +10,7 @@ import io
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from numbers import Integral, Real
@@ -23,19 +24,40 @@ RIGHT = "✓ "
 
 
 class Picture(NamedTuple):
-    """A figure as PNG in base64, its size in pixels, its key numbers, and what someone who cannot see it is told."""
+    """A figure as PNG in base64, its size in pixels, its key numbers, words for who cannot see it, what drew it."""
 
     png: str
     width: int
     height: int
     numbers: str
     alt: str
+    drawn: str
+
+    @classmethod
+    def of(cls, function: Callable, arguments: dict[str, Any]) -> "Picture":
+        """The picture that `function` draws: it returns a figure and its key numbers."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from PIL import Image
+
+        start = time.perf_counter()
+        figure, numbers = function(**arguments)
+        canvas, content = FigureCanvasAgg(figure), io.BytesIO()
+        # savefig would go through the whole figure once more, for its layout: a quarter of the time.
+        canvas.draw()
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
+        image.save(content, "png")
+        what = (inspect.getdoc(function) or function.__name__).splitlines()[0]
+        alt = " ".join([what, *numbers.split("\n")])
+        png = base64.b64encode(content.getvalue()).decode()
+        drawn = f"{function.__name__}, {1000 * (time.perf_counter() - start):.1f} ms"
+        return cls(png, *image.size, numbers, alt, drawn)
 
     def page(self) -> str:
         """As HTML. With its size known before it is decoded, the page does not jump."""
         return (
-            f'<figure style="margin:0"><img alt="{html.escape(self.alt)}" width="{self.width}" height="{self.height}" '
-            f'decoding="sync" style="max-width:100%;height:auto" src="data:image/png;base64,{self.png}">'
+            f'<figure style="margin:0" data-drawn="{self.drawn}"><img alt="{html.escape(self.alt)}" '
+            f'width="{self.width}" height="{self.height}" decoding="sync" style="max-width:100%;height:auto" '
+            f'src="data:image/png;base64,{self.png}">'
             f'<pre style="white-space:pre-wrap">{html.escape(self.numbers)}</pre></figure>'
         )
 
@@ -55,13 +77,14 @@ def headless() -> bool:
 def explore(function: Callable, /, **arguments: Any) -> None:
     """Put sliders over the picture that `function` draws: for each (low, high[, step]), list of choices, and bool.
 
-    Everything else, and `guess`, is passed on unchanged. ValueError if the function would not take these arguments.
+    Choices are words, numbers or bools. Everything else, and `guess`, is passed on unchanged. ValueError if the
+    function would not take these arguments.
     """
     _refuse(function, arguments)
     controls = {name: made for name, value in arguments.items() if (made := _control(function, name, value))}
 
     def draw() -> Picture:
-        return _picture(function, arguments | {name: control.value for name, control in controls.items()})
+        return Picture.of(function, arguments | {name: control.value for name, control in controls.items()})
 
     if headless():
         draw().show()
@@ -102,7 +125,8 @@ def quiz(question: str, options: dict[str, str]) -> None:
     from IPython.display import display
 
     if headless():
-        folded = [f"<details><summary>{text}</summary>\n\n{why}\n\n</details>" for text, why in plain.items()]
+        # Markdown is not read within a summary, and is below the empty line.
+        folded = [f"<details><summary>{_code(text)}</summary>\n\n{why}\n\n</details>" for text, why in plain.items()]
         display({"text/markdown": "\n\n".join([f"**{question}**", *folded])}, raw=True)
         return
 
@@ -121,7 +145,7 @@ def quiz(question: str, options: dict[str, str]) -> None:
 
 
 def _code(text: str) -> str:
-    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
 
 
 def _refuse(function: Callable, arguments: dict[str, Any]) -> None:
@@ -149,7 +173,7 @@ def _control(function: Callable, name: str, value: Any) -> Any:
         return None
     if isinstance(value, bool):
         return ipywidgets.Checkbox(value, indent=False, **shared)
-    if isinstance(value, list):
+    if isinstance(value, list) and all(isinstance(choice, str | Real) for choice in value):
         if not value:
             raise ValueError(f"{name} must be a list of one choice or more, got []")
         index = value.index(default) if default in value else 0
@@ -194,18 +218,3 @@ def _at_both_ends(control: Any) -> Iterator[None]:
         setattr(control, name, end)
         yield
     control.value = start
-
-
-def _picture(function: Callable, arguments: dict[str, Any]) -> Picture:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image
-
-    figure, numbers = function(**arguments)
-    canvas, content = FigureCanvasAgg(figure), io.BytesIO()
-    # savefig would go through the whole figure once more, for its layout: a quarter of the time.
-    canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
-    image.save(content, "png")
-    what = (inspect.getdoc(function) or function.__name__).splitlines()[0]
-    alt = " ".join([what, *numbers.split("\n")])
-    return Picture(base64.b64encode(content.getvalue()).decode(), *image.size, numbers, alt)

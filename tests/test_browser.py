@@ -195,27 +195,6 @@ def test_the_benchmark_times_what_a_reader_waits_for(notebook, bars):
     assert row("quick", Moves([1, 2, 3], [10, 20, 30])) == "| quick | 3 | 2 | 3 | 20 | 29 | yes |"
 
 
-def test_a_run_is_stopped_by_the_button_and_goes_on(lab, tmp_path):
-    """The curve grows in one picture; the stop button leaves one sentence, and the same cell goes on."""
-    notebook = lab("run.ipynb")
-    try:
-        started = notebook.js("return window.jupyterapp.commands.execute('notebook:run-all-cells'), true")
-        assert started and notebook.wait(lambda: notebook.explorers(), "the first epoch")
-        notebook.promise(f"{notebook.widget}.sessionContext.session.kernel.interrupt()")
-        [error] = notebook.wait(notebook.errors, "the end of the step")
-        done = int(notebook.explorers()[0].numbers().split("epoch ")[1].split(" of 8")[0])
-        assert 1 <= done < 8 and "Stopped, and saved. Run this cell again" in error and "train.py" not in error
-        notebook.run()
-        assert not notebook.errors()
-        assert f"going on from epoch {done + 1}, step " in str(notebook.cells()[0]["outputs"])
-        [explorer] = notebook.explorers()
-        explorer.wait_for("epoch 8 of 8")
-        assert len(explorer.box.find_elements("css selector", "img")) == 1
-        notebook.driver.save_screenshot(str(tmp_path / "run.png"))
-    finally:
-        notebook.shut_down()
-
-
 def test_a_quiz_answers(notebook):
     [box] = notebook.quizzes()
     notebook.js("arguments[0].scrollIntoView({block: 'center'})", box)
@@ -242,6 +221,27 @@ def test_a_narrow_page_shows_everything(bars, tmp_path):
         bars.notebook.driver.save_screenshot(str(tmp_path / "narrow.png"))
     finally:
         bars.notebook.driver.set_window_size(*WIDE)
+
+
+def test_a_run_is_stopped_by_the_button_and_goes_on(lab, tmp_path):
+    """The curve grows in one picture; the stop button leaves one sentence, and the same cell goes on."""
+    notebook = lab("run.ipynb")
+    try:
+        started = notebook.js("return window.jupyterapp.commands.execute('notebook:run-all-cells'), true")
+        assert started and notebook.wait(lambda: notebook.explorers(), "the first epoch")
+        notebook.promise(f"{notebook.widget}.sessionContext.session.kernel.interrupt()")
+        [error] = notebook.wait(notebook.errors, "the end of the step")
+        done = int(notebook.explorers()[0].numbers().split("epoch ")[1].split(" of 8")[0])
+        assert 1 <= done < 8 and "Stopped, and saved. Run this cell again" in error and "train.py" not in error
+        notebook.run()
+        assert not notebook.errors()
+        assert f"going on from epoch {done + 1}, step " in str(notebook.cells()[0]["outputs"])
+        [explorer] = notebook.explorers()
+        explorer.wait_for("epoch 8 of 8")
+        assert len(explorer.box.find_elements("css selector", "img")) == 1
+        notebook.driver.save_screenshot(str(tmp_path / "run.png"))
+    finally:
+        notebook.shut_down()
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""Whatever a student's function does: one line, in under two seconds, no traceback, and nothing of it stays."""
+"""Whatever a student's function does: one line, within two seconds of work, no traceback, and nothing of it stays."""
 
 import builtins
 import io

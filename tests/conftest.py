@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# Tests that run side by side (pytest -n) take a core each: torch reads this when it is first imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 EXCUSED = ("needs a GPU", "needs data:")
 DATA = os.environ.get("Q4_DATA")
 

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 METHOD = sorted((ROOT / "q4lib").glob("*.py"))
 KIT = sorted((ROOT / "q4lib" / "kit").rglob("*.py"))
+# README's test command, as CI calls it.
+PYTEST = "python -m pytest -n auto --dist loadfile"
 # Colab's torch has no CUDA, and Colab's IPython, which needs jedi, came without it.
 NOT_ON_COLAB = re.compile(r"(nvidia|cuda)-.*|triton|jedi")
 
@@ -151,13 +153,13 @@ def commands_in_readme() -> list[list[str]]:
 def test_readme_has_two_commands():
     train, tests = commands_in_readme()
     assert train == ["python3 -m venv .venv", ".venv/bin/pip install -q -e .", ".venv/bin/q4 train"]
-    assert tests == train[:1] + ['.venv/bin/pip install -q -e ".[test]"', ".venv/bin/python -m pytest"]
+    assert tests == train[:1] + ['.venv/bin/pip install -q -e ".[test]"', f".venv/bin/{PYTEST}"]
 
 
 def test_ci_runs_readmes_test_command(ci, tmp_path):
     bare, full = " Q4_ALL= Q4_DATA=", " Q4_ALL=1 Q4_DATA="
     setup = ["python3 -m venv .venv" + bare, "pip install -q -e .[test]" + bare]
-    checks = ["ruff check .", "mypy ", "python -m pytest"]
+    checks = ["ruff check .", "mypy ", PYTEST]
     assert ci() == (0, setup + [check + full for check in checks])
 
     (tmp_path / "shared/data").mkdir(parents=True)
@@ -168,7 +170,7 @@ def test_ci_runs_readmes_test_command(ci, tmp_path):
     assert log[3:] == [check + full + "set" for check in checks]
 
 
-@pytest.mark.parametrize("failing", ["pip install -q -e .[test]", "ruff check .", "mypy ", "python -m pytest"])
+@pytest.mark.parametrize("failing", ["pip install -q -e .[test]", "ruff check .", "mypy ", PYTEST])
 def test_ci_fails_when_a_step_fails(ci, failing):
     assert ci(failing)[0] != 0
 

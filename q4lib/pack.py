@@ -1,5 +1,6 @@
 """Real 4-bit storage: two codes a byte, so that a model's file is as small as its weights are coarse (V-F)."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import FileError, load_tensors, save_tensors
-from .layers import FP32, quantized_layers
+from .layers import FP32, quantized, quantized_layers
 from .models import MODELS
 from .quant import dequantize, quantize
 
@@ -35,10 +36,17 @@ def unpack_codes(packed: Tensor, shape: tuple[int, ...], bits: int) -> Tensor:
 
 
 def save_model(path: Path, model: nn.Module, **facts: Any) -> None:
-    """Write a VGG4bit or SimpleResNet4bit packed: codes and FP32 scales; biases and batch norm FP32. FileError."""
+    """Write a network of ours packed: codes and FP32 scales of layers on a grid, all else as it is. FileError."""
     kind = type(model).__name__
-    if type(model) not in MODELS.values():
-        raise ValueError(f"only {' and '.join(m.__name__ for m in MODELS.values())} can be packed, got {kind}")
+    if type(model) in MODELS.values():
+        shape: dict[str, Any] = {}
+    elif hasattr(getattr(model, "features", None), "width"):
+        from .mobilenet import shape_of
+
+        shape = {"shape": shape_of(model)}
+    else:
+        known = ", ".join(m.__name__ for m in MODELS.values())
+        raise ValueError(f"only {known} and what q4lib.mobilenet builds can be packed, got {kind}")
     layers = quantized_layers(model)
     tensors = dict(model.state_dict())
     for name, layer in layers.items():
@@ -48,7 +56,8 @@ def save_model(path: Path, model: nn.Module, **facts: Any) -> None:
             tensors[f"{name}.codes"] = pack_codes(codes, layer.bits)
     facts |= {
         "model": kind.lower(),
-        "num_classes": list(layers.values())[-1].weight.shape[0],
+        "num_classes": [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1].out_features,
+        **shape,
         "bits": {name: layer.bits for name, layer in layers.items()},
         "per_channel": {name: layer.per_channel for name, layer in layers.items()},
         "fixed_scale": [name for name, layer in layers.items() if layer.fixed_scale is not None],
@@ -61,16 +70,25 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     tensors, facts = load_tensors(path, KIND)
     try:
         with torch.device("meta"):  # every weight comes from the file: none is drawn
-            model = MODELS[facts["model"]](facts["num_classes"])
-        for name, layer in quantized_layers(model).items():
-            layer.bits, layer.per_channel = facts["bits"][name], facts["per_channel"][name]
+            model = _builder(facts["model"])(facts["num_classes"], **facts.get("shape", {}))
+        for name, bits in facts["bits"].items():
+            layer = quantized(model.get_submodule(name), bits, facts["per_channel"][name])
             if layer.bits != FP32:
                 codes = unpack_codes(tensors.pop(f"{name}.codes"), tuple(layer.weight.shape), layer.bits)
                 step = tensors.pop(f"{name}.scale")
                 tensors[f"{name}.weight"] = dequantize(codes, step)
                 layer.fixed_scale = step if name in facts.get("fixed_scale", ()) else None
+        quantized_layers(model)
         model.load_state_dict(tensors, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise FileError(f"{path} does not fit this version's models ({reason})") from error
     return model.eval(), facts
+
+
+def _builder(model: str) -> Callable[..., nn.Module]:
+    if model in MODELS:
+        return MODELS[model]
+    from .mobilenet import BUILDERS
+
+    return BUILDERS[model]

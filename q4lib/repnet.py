@@ -79,9 +79,10 @@ class RepNet(nn.Module):
 
     Images (N, 3, H, W) to logits (N, num_classes). 380,072 side parameters; frozen batch norm stays in eval mode.
     The first side module reads the image, the others what their block reads; each works at half its block's input.
+    Without `side` modules, only the head trains.
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int = 10) -> None:
+    def __init__(self, backbone: nn.Module, num_classes: int = 10, side: bool = True) -> None:
         super().__init__()
         features: Any = copy.deepcopy(getattr(backbone, "features", None))
         try:
@@ -91,7 +92,7 @@ class RepNet(nn.Module):
         except (AttributeError, IndexError, TypeError):
             raise ValueError(f"the backbone must be torchvision's MobileNetV2, got {type(backbone).__name__}") from None
         inputs = 3
-        for i in BLOCKS:
+        for i in BLOCKS if side else ():
             kernel, pool = 3 if i == BLOCKS[-1] else 5, 2 * shrink if i == BLOCKS[0] else 2
             features[i] = Reprogrammed(features[i], Side(inputs, outputs[i], kernel, pool))
             inputs = outputs[i]
@@ -102,7 +103,7 @@ class RepNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images
         for i, block in enumerate(self.features):
-            x = block(x, images if i == BLOCKS[0] else x) if i in BLOCKS else block(x)
+            x = block(x, images if i == BLOCKS[0] else x) if isinstance(block, Reprogrammed) else block(x)
         return cast(Tensor, self.head(x.mean((2, 3))))
 
     def train(self, mode: bool = True) -> "RepNet":

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from .data import SOURCES
 from .layers import FP32, quantized_layers
 from .machine import keep_memory
-from .models import MODELS
 from .muon import MuonAdamW
 from .optim import QuantAwareAdamW
 from .recipes import Recipe
@@ -19,7 +18,7 @@ def build(recipe: Recipe, num_classes: int, device: str) -> tuple[nn.Module, Qua
     """The recipe's network, started from its seed, and the optimizer; each group keeps its full rate, `initial_lr`."""
     keep_memory()
     torch.manual_seed(recipe.seed)
-    model = MODELS[recipe.model](num_classes, recipe.bits, recipe.per_channel, recipe.dropout)
+    model = recipe.network(num_classes)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.fixed_scale and recipe.bits != FP32:
         layers = quantized_layers(model).values()
@@ -28,9 +27,9 @@ def build(recipe: Recipe, num_classes: int, device: str) -> tuple[nn.Module, Qua
             layer.fixed_scale = widest.clone()
     chosen = {key: getattr(recipe, key) for key in ("lr", "betas", "eps", "weight_decay", "grad_clip", "soft_clip")}
     if recipe.optimizer == "muon":
-        optimizer: QuantAwareAdamW = MuonAdamW(model.parameters(), muon_lr=recipe.muon_lr, **chosen)
+        optimizer: QuantAwareAdamW = MuonAdamW(recipe.groups(model), muon_lr=recipe.muon_lr, **chosen)
     else:
-        optimizer = QuantAwareAdamW(model.parameters(), **chosen)
+        optimizer = QuantAwareAdamW(recipe.groups(model), **chosen)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return model, optimizer

@@ -139,6 +139,7 @@ class _Run:
             "precision": faster_precision(self.recipe, self.device),
             "memory_format": "channels_last",
             "data_digest": self.data.digest,
+            **self.recipe.origin(),
         }
         self.at: dict[str, Any] = {"epoch": 1, "step": 0, "loss": 0.0, "right": 0, "seen": 0, "seconds": 0.0}
         self.model, self.optimizer = build(self.recipe, len(self.data.classes), self.device)
@@ -156,8 +157,10 @@ class _Run:
         except FileError as error:
             raise RunError(f"{error}: delete {self.folder} to start again, or give another --out") from error
         self.facts, self.at = saved["run"], saved["at"]
-        asked = _identity(json.loads(json.dumps(asdict(self.recipe))), self.data.digest, self.device)
-        first = asdict(Recipe(self.recipe.name)) | self.facts["recipe"]
+        origin = self.recipe.origin()
+        asked = _identity(json.loads(json.dumps(asdict(self.recipe))) | origin, self.data.digest, self.device)
+        first = asdict(type(self.recipe)(self.recipe.name)) | self.facts["recipe"]
+        first |= {key: self.facts.get(key) for key in origin}
         begun = _identity(first, self.facts["data_digest"], self.facts["device"])
         changed = [f"{key} {begun.get(key)} -> {new}" for key, new in asked.items() if begun.get(key) != new]
         if changed:

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2, resnet18
 
 from q4lib import Conv4bit
-from q4lib.lean import FrozenConv, LeanReLU, lean, pack_bits, standardize_backward, unpack_bits
+from q4lib.lean import FrozenConv, LeanReLU, checkpointed, lean, pack_bits, standardize_backward, unpack_bits
 from q4lib.memory import Measured, measure, profile
 from q4lib.repnet import MeanPool, RepNet, standardize
 
@@ -202,3 +202,20 @@ def test_lean_saves_what_the_analysis_says(backbone):
     assert measure(step(eager, 8)).saved > 20 * saved[8]
     assert measure(step(eager, 8)).peak > 4 * measure(step(ours, 8)).peak
     assert profile(ours, (3, 64, 64), corrected=True).cumulative == corrected.cumulative
+
+
+def test_checkpointed_gradients_are_eagers(backbone):
+    """Equal but for rounding, also where batch norm counts; and what it keeps is less."""
+    eager = awake(RepNet(backbone, 10))
+    ours = checkpointed(eager)
+    images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
+    for model in (eager, ours):
+        F.cross_entropy(model(images), labels).backward()
+    found = {name.replace(".module", ""): parameter.grad for name, parameter in trained(ours).items()}
+    assert found.keys() == trained(eager).keys()
+    for name, parameter in trained(eager).items():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+    states = [{name.replace(".module", ""): value for name, value in m.state_dict().items()} for m in (eager, ours)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items()), "running statistics"
+    peaks = [measure(lambda m=m: F.cross_entropy(m(images), labels).backward()).peak for m in (eager, ours)]
+    assert peaks[1] < 0.5 * peaks[0]

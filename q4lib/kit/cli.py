@@ -1,9 +1,9 @@
-"""The command line: `q4 train`, `eval`, `predict`, `data`, `doctor`, `bench`, and what serves the lessons."""
+"""The command line: `q4 train`, `transfer`, `eval`, `predict`, `data`, `doctor`, `bench`, and what serves lessons."""
 
 import argparse
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,33 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def train(recipe: str, settings: list[str], out: Path | None, device: str | None, **changes: Any) -> None:
+def train(recipe: str, **options: Any) -> None:
     """Train, or go on with, one run; draw its curve after every epoch."""
-    if recipe not in RECIPES:
+    _train(RECIPES, fit, recipe, **options)
+
+
+def transfer(recipe: str, **options: Any) -> None:
+    """Train, or go on with, one arm of transfer learning, after the backbones that it begins with."""
+    from ..transfer import TRANSFERS, transfer
+
+    _train(TRANSFERS, transfer, recipe, **options)
+
+
+def _train(
+    recipes: Mapping[str, Recipe],
+    fit: Callable[..., Path],
+    recipe: str,
+    settings: list[str],
+    out: Path | None,
+    device: str | None,
+    **changes: Any,
+) -> None:
+    if recipe not in recipes:
         raise ValueError(
-            f"no recipe is called {recipe!r}{data.nearest(recipe, RECIPES)}: there are {', '.join(RECIPES)}"
+            f"no recipe is called {recipe!r}{data.nearest(recipe, recipes)}: there are {', '.join(recipes)}"
         )
     chosen = {key: value for key, value in changes.items() if value is not None}
-    planned = replace(RECIPES[recipe], **chosen | dict(_setting(text) for text in settings))
+    planned = replace(recipes[recipe], **chosen | dict(_setting(text, type(recipes[recipe])) for text in settings))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = out or data.home() / "runs" / run_name(planned, device)
     print(f"run folder: {folder}", flush=True)
@@ -114,6 +133,27 @@ def bench(what: str, **options: Any) -> None:
     breakdown.main()
 
 
+def offline(**options: Any) -> None:
+    """Pack the course for a room without a network: wheels, lessons, exercises, data, an installer."""
+    from . import offline
+
+    offline.offline(**options)
+
+
+def grade(**options: Any) -> None:
+    """Grade what a class handed in: a gradebook, a feedback page a student, and who needs a look by hand."""
+    from . import grade
+
+    grade.grade(**options)
+
+
+def class_(**options: Any) -> None:
+    """Merge the logs that a class handed in into one ablation: a table, and a picture for the projector."""
+    from . import ablation
+
+    ablation.merge(**options)
+
+
 def _draw(folder: Path, every: float = 0.0) -> None:
     """Draw `curve.png` anew if its log has grown since, but not more often than `every` seconds."""
     picture, log = folder / "curve.png", folder / "log.jsonl"
@@ -142,9 +182,9 @@ def _summary(folder: Path) -> str:
     )
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    """`key=value` as a field of Recipe and a value of its type."""
-    kinds = {field.name: field.type for field in fields(Recipe) if field.name != "name"}
+def _setting(text: str, recipe: type[Recipe]) -> tuple[str, Any]:
+    """`key=value` as a field of a recipe and a value of its type."""
+    kinds = {field.name: field.type for field in fields(recipe) if field.name != "name"}
     key, equals, value = text.partition("=")
     if key not in kinds or not equals:
         hint = "" if key in kinds else data.nearest(key, kinds)
@@ -184,16 +224,19 @@ def _parser() -> argparse.ArgumentParser:
 
     run = command("train", train)
     run.add_argument("recipe", nargs="?", default="digits", metavar="RECIPE", help=f"{', '.join(RECIPES)} (digits)")
-    run.add_argument("--data", help="digits, cifar10 or cifar100")
     run.add_argument("--model", help="vgg4bit or simpleresnet4bit")
-    run.add_argument("--bits", type=int, help="2..8, or 32 for the FP32 twin")
-    run.add_argument("--epochs", type=int, help="end the run earlier or later; its schedule stays as it is")
-    run.add_argument("--seed", type=int)
-    run.add_argument("--val", type=int, help="images held out of the training set for validation")
-    run.add_argument("--select", help="report the last epoch, or the best on the validation split: last or val")
-    run.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="any other field")
-    run.add_argument("--out", type=Path, help="the run folder itself")
-    run.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one, if none is named")
+    arm = command("transfer", transfer)
+    arm.add_argument("recipe", metavar="ARM", help="repnet, last-layer, repnet-pruned, ...; a wrong one lists them all")
+    for new in (run, arm):
+        new.add_argument("--data", help="digits, cifar10 or cifar100")
+        new.add_argument("--bits", type=int, help="2..8, or 32 for the FP32 twin")
+        new.add_argument("--epochs", type=int, help="end the run earlier or later; its schedule stays as it is")
+        new.add_argument("--seed", type=int)
+        new.add_argument("--val", type=int, help="images held out of the training set for validation")
+        new.add_argument("--select", help="report the last epoch, or the best on the validation split: last or val")
+        new.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="any other")
+        new.add_argument("--out", type=Path, help="the run folder itself")
+        new.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one, if none is named")
     measure = command("eval", eval_)
     measure.add_argument("path", type=Path, metavar="RUN|FILE")
     guess = command("predict", predict)
@@ -217,6 +260,20 @@ def _parser() -> argparse.ArgumentParser:
     store.add_argument("--check", action="store_true", help="write nothing; fail if something would change")
     make = command("build", build)
     make.add_argument("--check", action="store_true", help="write nothing; fail if something would change")
+    pack = command("offline", offline)
+    pack.add_argument("folder", type=Path, metavar="DIR", help="a folder that is not there yet")
+    pack.add_argument("--without", default="", metavar="NAME,NAME", help="packages the room's Python has: torch, say")
+    marks = command("grade", grade)
+    marks.add_argument("submissions", type=Path, metavar="SUBMISSIONS", help="a folder, or the zip of Moodle or Canvas")
+    marks.add_argument(
+        "--roster", type=Path, metavar="CSV", help="Moodle's or Canvas' list, or columns id, name, email"
+    )
+    marks.add_argument("--out", type=Path, metavar="DIR", default=Path("grades"), help="where all of it goes (grades)")
+    marks.add_argument("--seconds", type=int, default=120, help="that a cell may take; a submission five times (120)")
+    marks.add_argument("--memory", type=float, default=4.0, metavar="GB", help="that a submission may take (4)")
+    merge = command("class", class_)
+    merge.add_argument("folder", type=Path, metavar="FOLDER", help="or a zip: run folders, logs, zips, at any depth")
+    merge.add_argument("--out", type=Path, metavar="PNG", default=Path("class.png"), help="the picture (class.png)")
     command("link", lessons.link).add_argument("repository", metavar="OWNER/REPO")
     return parser
 

@@ -41,6 +41,8 @@ def main() -> None:
     print(f"Q4_HOME: {folder}, {shutil.disk_usage(there).free / 1e9:.0f} GB free")
     print("data:")
     for name, source in SOURCES.items():
+        if source.whole:
+            continue
         print(f"  {name}: {where(name) or f'not here; q4 data get {name} downloads {source.size / 1e6:.0f} MB'}")
 
 

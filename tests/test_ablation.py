@@ -1,0 +1,86 @@
+"""The paper's table VII in small: figure, lesson and README say what the 25 recorded logs say, computed anew here."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from q4lib.kit.figures.ablation import CHANGES, plot_small_table
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = {
+    "full method": "miniature",
+    "without soft clip": "miniature.soft_clip=None",
+    "without per-layer scale": "miniature.fixed_scale=True",
+    "without gradient clip": "miniature.grad_clip=None",
+    "standard AdamW": "miniature.grad_clip=None.soft_clip=None",
+}
+IN_README = {"soft clip": 4.9, "per-layer scale": 8.1, "gradient clip": 9.7, "both clips: standard AdamW": 13.0}
+T = 2.7764  # Student's, 97.5 %, four degrees of freedom
+
+
+def log(arm: str, seed: int) -> list[dict]:
+    path = ROOT / "notebooks/results" / f"{RUNS[arm]}-cifar10-b4-s{seed}" / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def accuracies(arm: str) -> list[float]:
+    return [log(arm, seed)[-1]["test_acc"] for seed in range(5)]
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    mean = sum(values) / len(values)
+    half = T * math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    return mean, mean - half, mean + half
+
+
+def lost(arm: str) -> tuple[float, float, float]:
+    return interval([full - less for full, less in zip(accuracies("full method"), accuracies(arm), strict=True)])
+
+
+@pytest.mark.parametrize("arm", RUNS)
+def test_an_arm_departs_in_nothing_else(arm):
+    first, *_ = log("full method", 0)
+    for seed in range(5):
+        facts, *epochs = log(arm, seed)
+        assert len(epochs) == 6
+        assert facts["run"]["recipe"] == {**first["run"]["recipe"], **CHANGES[arm], "seed": seed}
+        assert {key: facts["run"][key] for key in ("processor", "threads", "precision", "git_commit")} == {
+            key: first["run"][key] for key in ("processor", "threads", "precision", "git_commit")
+        }
+
+
+def test_the_figure_prints_losses_with_intervals():
+    mean, low, _ = interval(accuracies("full method"))
+    lines = [f"full method: {mean:.1f} ± {mean - low:.1f} %, 5 seeds"]
+    for arm in list(RUNS)[1:]:
+        mean, low, high = lost(arm)
+        said = "costs accuracy" if low > 0 else "gains accuracy" if high < 0 else "cannot tell"
+        lines.append(f"{arm}: {mean:+.1f} points lost, {low:+.1f} to {high:+.1f}: {said}")
+    assert plot_small_table()[1].splitlines() == lines
+
+
+def test_the_lesson_s_words():
+    cells = json.loads((ROOT / "notebooks/04_tanh_clipping.ipynb").read_text())["cells"]
+    said = {cell["id"]: " ".join("".join(cell["source"]).split()) for cell in cells}
+    assert "25 runs" in said["table-explain"] and "10,000 of its pictures" in said["table-explain"]
+    assert log("full method", 0)[0]["run"]["recipe"]["images"] == 10_000
+    assert "One part earns its place here, as in the paper: the scale set anew" in said["small-explain"]
+    costs = [arm for arm in list(RUNS)[1:] if lost(arm)[1] > 0]
+    gains = sorted((arm for arm in RUNS if lost(arm)[2] < 0), key=lambda arm: lost(arm)[0])
+    assert costs == ["without per-layer scale"]
+    assert "most of all without both, this network is *better*" in said["small-explain"]
+    assert gains == ["standard AdamW", "without gradient clip", "without soft clip"]
+    assert (
+        "more than half of the pictures wrong" in said["small-explain"] and interval(accuracies("full method"))[2] < 50
+    )
+
+
+def test_readme_s_table():
+    readme = (ROOT / "README.md").read_text()
+    for (part, paper), arm in zip(IN_README.items(), list(RUNS)[1:], strict=True):
+        mean, low, high = lost(arm)
+        assert f"| {part} | {mean:+.1f}, from {low:+.1f} to {high:+.1f} | {paper} |" in readme
+    mean, low, _ = interval(accuracies("full method"))
+    assert f"({mean:.1f} ± {mean - low:.1f} %)" in readme

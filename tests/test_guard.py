@@ -84,12 +84,12 @@ def in_place(w, bits=4):
         (lambda w, bits=4: builtins.exit(), "❌ 1.1 SystemExit"),
         (says_nothing, "Mute: <exception str() failed>"),
         (recursive, "RecursionError: maximum recursion depth exceeded"),
-        (endless, "❌ 1.1 it did not end within 0.3 seconds: does a loop never end?"),
+        (endless, "seconds: does a loop never end"),
     ],
 )
 @pytest.mark.parametrize("thread", [False, True], ids=["main thread", "another thread"])
 def test_one_line_whatever_it_does(value, says, thread, monkeypatch, capsys):
-    monkeypatch.setattr(checks, "SECONDS", 0.3 if "0.3" in says else 10.0)
+    monkeypatch.setattr(checks, "SECONDS", 0.3 if value is endless else 10.0)
     before = threading.active_count()
     if thread:
         other = threading.Thread(target=check, args=("1.1", value))
@@ -201,8 +201,14 @@ def test_a_result_that_comes_too_late_does_not_count():
         except SystemExit:
             return "late"
 
-    with pytest.raises(Endless, match="did not end within 0.1 seconds"):
+    with pytest.raises(Endless, match="did not end within 0.3 seconds: .* is the machine busy"):
         guarded(late, 0.1)
+
+
+def test_work_without_end_is_not_put_down_to_the_machine(monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)  # however long it takes to get a processor
+    with pytest.raises(Endless, match=r"within 0.1 seconds: does a loop never end\?$"):
+        guarded(lambda: endless(torch.ones(1)), 0.1)
 
 
 def test_in_a_kernel(tmp_path):

@@ -263,7 +263,7 @@ WRONG = {
         (0, "climbs again"), (0.4842946, "that is the share"), (0.0000714, "degrees"), (0.1, "too large"),
     ],
     "06.d": [
-        (0.808, "its recall"), (83.904, "in percent"), (80.8, "that it finds: divide"), (0.161, "no cats"),
+        (0.808, "its recall"), (83.9, "in percent"), (80.8, "that it finds: divide"), (0.161, "no cats"),
         (0.963, "how many there are"), (0.823, "mixes"), (0.9177, "over all classes"), (963, "are cats?"),
         (0.5, "too small"),
     ],

@@ -44,11 +44,13 @@ def guarded(function: Callable[[], T], seconds: float) -> T:
             while thread.is_alive() and time.monotonic() < waited and time.process_time() < worked:
                 thread.join(0.02)
         finally:  # Ctrl-C, too, ends the thread and not only the waiting for it
-            late = thread.is_alive()
+            late, busy = thread.is_alive(), time.process_time() < worked
             ended = _end(thread)
     if late:
+        limit = 3 * seconds if busy else seconds
+        why = "does a loop never end" + (", or is the machine busy? Then run the cell again" if busy else "?")
         still = "" if ended else "; it still runs, so restart the kernel (in the menu: Kernel, or Runtime)"
-        raise Endless(f"it did not end within {seconds:g} seconds: does a loop never end?{still}")
+        raise Endless(f"it did not end within {limit:g} seconds: {why}{still}")
     if errors:
         raise errors[0]
     return results[0]

@@ -146,6 +146,12 @@ ANSWERS = [
         "return x + (torch.round(x) - x).detach()",
         "these are the codes",
     ),
+    (
+        "2.3",
+        "s = w.detach().abs().max() / (2 ** (bits - 1) - 1) + 1e-8\nx = w / s\n"
+        "return (x + (torch.round(x) - x).detach()) * s",
+        "with 1e-8 added to the scale",
+    ),
     ("2.4", DESCEND.replace("- rate * 2 * (level - target)", "+ 2 * rate * (target - level)"), "✅"),
     (
         "2.4",

@@ -146,6 +146,7 @@ ANSWERS = [
     ("4.4", "math.ceil((1 - part) * abs(w) / (abs(w) - c * math.tanh(abs(w) / c)))", "each step takes less than"),
     ("4.4", STEPS.format("0.5", "c * math.tanh(left / c)"), "it is right for the half only"),
     ("4.4", STEPS.format("part", "3 * math.tanh(left / 3)"), "it is right for c = 3 only"),
+    ("4.4", STEPS.format("part", "c * math.tanh(left / c)").replace("part * abs(w)", "part"), "not a size"),
     ("4.4", STEPS.replace("abs(w)", "w").format("part", "c * math.tanh(left / c)"), "a weight may be negative"),
     ("4.4", STEPS.format("part", "min(left, c)"), "it did not end within"),
     (
@@ -173,6 +174,11 @@ ANSWERS = [
         "multiply the bias, too",
     ),
     ("4.5", f"{SCALED}norm.weight.data /= factor\nreturn layer, norm", "batch norm's weight must stay: in training"),
+    (
+        "4.5",
+        f"{COPIES}layer.weight.data *= factor\nnorm.weight.data /= factor\nreturn layer, norm",
+        "and with it the factor is gone",
+    ),
     ("4.5", f"{SCALED}norm.weight.data *= factor\nreturn layer, norm", "what has been normalized already"),
     ("4.5", f"{COPIES}return layer, norm", "nothing has changed"),
     ("4.5", "layer.weight.data *= factor\nreturn layer, norm", "it changes the layers it is given"),

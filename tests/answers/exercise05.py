@@ -99,7 +99,7 @@ ANSWERS = [
         "norm = torch.cat([g.flatten() for g in gradients]).norm()\n"
         "for g in gradients:\n    g *= min(1, max_norm / norm)\n"
         "return gradients",
-        "it changes the tensor it is given",
+        "it changes the gradients it is given",
     ),
     ("5.2", DECAY + MEANS + HATS + MOVE + END, "✅"),
     (
@@ -176,6 +176,12 @@ ANSWERS = [
         "whatever has two or more",
     ),
     ("5.3", PLACE.format("p.dim() >= 2", "c * torch.tanh(p / c)") + "return len(parameters)", "not how many there are"),
+    (
+        "5.3",
+        PLACE.format("p.dim() >= 2", "c * torch.tanh(p / c)")
+        + "return sum(p.numel() for p in parameters if p.dim() > 1)",
+        "not how many numbers are in them",
+    ),
     ("5.3", PLACE.format("p.dim() >= 2", "p.clamp(-c, c)") + COUNT, "that is the hard clip"),
     ("5.3", PLACE.format("p.dim() >= 2", "3 * torch.tanh(p / 3)") + COUNT, "use the c that you are given"),
     ("5.3", PLACE.format("p.dim() >= 2", "c * torch.tanh(p / c)"), "now return how many you clipped"),

@@ -147,9 +147,11 @@ class _Ones(torch.autograd.Function):
         return torch.ones_like(grads[0])
 
 
-def _leaky(w: Tensor, bits: int, top: int | None = None, zero: float = 1.0, extra: int = 0) -> Tensor:
+def _leaky(
+    w: Tensor, bits: int, top: int | None = None, zero: float = 1.0, extra: int = 0, little: float = 0.0
+) -> Tensor:
     """The bug hunt's function: a scale that carries a gradient, perhaps one `top` for all bits, and nan for zeros."""
-    scale = w.abs().max() / (top or qmax(bits) + extra)
+    scale = w.abs().max() / (top or qmax(bits) + extra) + little
     scale = scale.where(scale != 0, zero)
     x = w / scale
     return (x + (x.round() - x).detach()) * scale
@@ -170,6 +172,12 @@ def mended(student: Any) -> str:
         "these are the codes: multiply them by the scale": lambda w, bits: quant.quantize(
             w, quant.scale(w, bits), bits
         ).to(w.dtype),
+    }
+    values |= {
+        f"with {little} added to the scale, each level moves a little: take another scale only where it is 0": (
+            partial(_leaky, little=float(little))
+        )
+        for little in ("1e-5", "1e-6", "1e-7", "1e-8", "1e-9", "1e-10", "1e-12")
     }
     gradients: dict[str, Function] = {
         "the values are right, one bug is left: the gradient of the largest weight is wrong, since it comes through "

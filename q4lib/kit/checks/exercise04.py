@@ -98,7 +98,7 @@ def clips(student: Any) -> str:
     def both(w: Tensor, c: float, soft: bool) -> tuple[Tensor, Tensor]:
         return (bend(w, c), 1 - (w / c).tanh() ** 2) if soft else (clamp(w, c), (w.abs() < c).float())
 
-    for place, what, mistakes in ((0, "clipped: ", values), (1, "the slopes of ", slopes)):
+    for place, what, mistakes in ((0, "the clip of ", values), (1, "the slopes of ", slopes)):
         cases = [Case(what + words, arguments) for words, arguments in inputs]
         part = partial(_part, place=place)
         answer = compare(converted(student, part), converted(both, part), cases, mistakes)
@@ -182,6 +182,9 @@ def steps_until(student: Any) -> str:
         ),
         "it is right for the half only: use `part`": lambda w, part, c: _steps(w, 0.5, c),
         "it is right for c = 3 only": lambda w, part, c: _steps(w, part, 3.0),
+        "`part` is a share of the weight, not a size: go on while more than part * abs(w) is left": (
+            lambda w, part, c: _steps(w, part / abs(w), c)
+        ),
         "a weight may be negative, and then its size shrinks too: use abs(w)": (
             lambda w, part, c: 0 if w < 0 else _steps(w, part, c)
         ),
@@ -247,6 +250,9 @@ def rescaled(student: Any) -> str:
         "batch norm's weight must stay: in training, batch norm divides by what it measures, and the factor is gone": (
             "mean, variance, gain undone"
         ),
+        "batch norm's weight must stay: batch norm divides by what it measures, and with it the factor is gone": (
+            "mean, variance, bias, gain undone"
+        ),
         "batch norm's weight must stay: it multiplies what has been normalized already": "mean, variance, gain",
     }
     layers: list[tuple[str, nn.Module, nn.Module, Tensor, float]] = [
@@ -260,7 +266,11 @@ def rescaled(student: Any) -> str:
         for tensor in state.values():
             if tensor.is_floating_point():
                 tensor.copy_(0.4 + _random(*tensor.shape))
-    modes = {"weight": "the new weights of ", "train": "in training: ", "eval": "in eval mode: "}
+    modes = {
+        "weight": "the new weights of ",
+        "train": "the outputs in training of ",
+        "eval": "the outputs in eval mode of ",
+    }
     cases = [
         Case(what + words, (inputs, mode, layer, norm, factor))
         for mode, what in modes.items()

@@ -48,7 +48,10 @@ def clip_gradients(student: Any) -> str:
             return function
 
         def listed(max_norm: float, *gradients: Tensor) -> Tensor | None:
+            before = [g.clone() for g in gradients]
             result = function(list(gradients), max_norm)
+            if not all(map(torch.equal, before, gradients)):
+                raise Wrong("it changes the gradients it is given: `g *= factor` works in place, `g * factor` does not")
             return None if result is None else flat(result, list(gradients))
 
         return listed
@@ -203,6 +206,9 @@ def soft_clip(student: Any) -> str:
         "linear layers' weights have two dimensions: clip whatever has two or more": clipping(lambda p: p.dim() == 4),
         "the clip is right; return how many parameters you clipped, not how many there are": (
             clipping(is_weight, anything)
+        ),
+        "return how many parameters you clipped, each of them a tensor, not how many numbers are in them": after(
+            lambda parameters, c: _counted_clip(parameters, c) and sum(p.numel() for p in parameters if is_weight(p))
         ),
         "that is the hard clip: c tanh(w / c) is asked for": clipping(is_weight, bend=lambda x: x.clamp(-1, 1)),
         "use the c that you are given": after(lambda parameters, c: _counted_clip(parameters, 3.0)),

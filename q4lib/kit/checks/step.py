@@ -15,7 +15,7 @@ def compare_number(value: Any, right: float, likely: dict[float, str], otherwise
     if abs(number - right) <= tolerance:
         return
     for mistaken, why in likely.items():
-        if abs(number - mistaken) <= tolerance:
+        if abs(number - mistaken) <= tolerance * max(1, abs(mistaken)):  # 83.9, rounded, is 83.904 in percent
             raise Wrong(f"{number:.4g}: {why}")
     raise Wrong(f"{number:.4g} is too {'large' if number > right else 'small'}: {otherwise}")
 

@@ -18,6 +18,7 @@ SOLUTIONS = sorted((ROOT / "solutions").glob("[0-9]*.ipynb"))
 STUB = "return None  # your code"
 REGION = re.compile(r"^( +)### BEGIN SOLUTION\n(.*?)^ +### END SOLUTION", re.M | re.S)
 CHECK = re.compile(r'^check\("([^"]+)", (.*)\)$', re.M)
+SHOWS = re.compile(r"^(check|progress)\(", re.M)
 
 SWAPPED = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div, ast.Mod: ast.Mult,
@@ -28,20 +29,28 @@ SWAPPED = {
 
 @cache
 def code(path: Path) -> list[str]:
-    """The cells of a solution that define something."""
+    """The cells of a solution that define something; not those between a task and its check, which train."""
+    between = {source for _, _, trains in tasks(path).values() for source in trains}
+    return [source for source in _sources(path) if source not in between and not SHOWS.search(source)]
+
+
+def _sources(path: Path) -> list[str]:
     cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-    return [cell.source for cell in cells if not cell.metadata.get("tags") and "q4lib.kit" not in cell.source]
+    return [cell.source for cell in cells if not cell.metadata.get("tags")]
 
 
 @cache
-def tasks(path: Path) -> dict[str, tuple[str, str]]:
-    """Of each task of a solution the source of its cell, and what its check is given."""
-    found, cell = {}, ""
-    for source in (cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"):
+def tasks(path: Path) -> dict[str, tuple[str, str, list[str]]]:
+    """Of each task of a solution the source of its cell, what its check is given, and the cells between the two."""
+    found, cell, between = {}, "", []
+    for source in _sources(path):
         if REGION.search(source):
-            cell = source
+            cell, between = source, []
         elif match := CHECK.search(source):
-            found[match[1]] = cell, match[2]
+            found[match[1]] = cell, match[2], between
+            between = []
+        else:
+            between.append(source)
     return found
 
 
@@ -56,12 +65,15 @@ def verdict(path: Path, task: str, answer: str) -> str:
         ast.parse(answer, mode="eval")
         answer = f"return {answer}"
     namespace: dict = {}
+    own, given, between = tasks(path)[task]
     for cell in code(path):
-        if cell == tasks(path)[task][0]:
+        if cell == own:
             cell = REGION.sub(lambda match: textwrap.indent(answer, match[1]), cell)
         exec(cell, namespace)
+    for cell in between:
+        exec(cell, namespace)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        check(task, eval(tasks(path)[task][1], namespace))
+        check(task, eval(given, namespace))
     return printed.getvalue().strip()
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from q4lib.kit.figures.ablation import CHANGES, plot_small_table
+from q4lib.kit.classroom import ARMS
+from q4lib.kit.figures.ablation import plot_small_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {
@@ -45,7 +46,7 @@ def test_an_arm_departs_in_nothing_else(arm):
     for seed in range(5):
         facts, *epochs = log(arm, seed)
         assert len(epochs) == 6
-        assert facts["run"]["recipe"] == {**first["run"]["recipe"], **CHANGES[arm], "seed": seed}
+        assert facts["run"]["recipe"] == {**first["run"]["recipe"], **ARMS[arm], "seed": seed}
         assert {key: facts["run"][key] for key in ("processor", "threads", "precision", "git_commit")} == {
             key: first["run"][key] for key in ("processor", "threads", "precision", "git_commit")
         }

@@ -12,7 +12,7 @@ import solving
 from nbclient import NotebookClient
 from test_lessons import is_valid, links_lead_somewhere
 
-from q4lib.kit import checks
+from q4lib.kit import checks, classroom
 from q4lib.kit.bootstrap import address, badge, bootstrap
 from q4lib.kit.build import build, released
 from q4lib.kit.lessons import ROOT, _kernel
@@ -27,8 +27,9 @@ HEAD = re.compile(r"^## (\d+\.\d+) \S.*\n\n\*(\d+) minutes · (easy|medium|hard)
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
-    """Time enough on a busy machine, and no nbgrader."""
+    """Time enough on a busy machine, no nbgrader, and a run of the class in one epoch."""
     monkeypatch.setattr(checks, "SECONDS", 10.0)
+    monkeypatch.setattr(classroom, "EPOCHS", 1)
     monkeypatch.delenv("NBGRADER_EXECUTION", raising=False)
 
 
@@ -66,8 +67,10 @@ def test_mutants_are_rejected(path, monkeypatch):
                 survived.append((task, line))
     assert set(equivalent) <= set(survived), "listed as equivalent, but rejected or no mutant at all"
     survived = [mutant for mutant in survived if mutant not in equivalent]
-    print(f"{path.stem}: {count - len(survived)} of {count} mutants rejected, {len(equivalent)} equivalent ones apart")
+    row = f"| {path.stem[:2]} | {count - len(survived)} of {count} | {len(equivalent)} |"
+    print(f"{row} mutants rejected, equivalent ones apart")
     assert count >= 20 and len(survived) <= 0.05 * count, survived
+    assert row in (ROOT / "solutions/TEACHING.md").read_text(), f"the teacher's guide should say {row}"
 
 
 def prose(notebook):

@@ -149,9 +149,9 @@ def grade(**options: Any) -> None:
 
 def class_(**options: Any) -> None:
     """Merge the logs that a class handed in into one ablation: a table, and a picture for the projector."""
-    from . import ablation
+    from .merge import merge
 
-    ablation.merge(**options)
+    merge(**options)
 
 
 def _draw(folder: Path, every: float = 0.0) -> None:
@@ -269,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
         "--roster", type=Path, metavar="CSV", help="Moodle's or Canvas' list, or columns id, name, email"
     )
     marks.add_argument("--out", type=Path, metavar="DIR", default=Path("grades"), help="where all of it goes (grades)")
-    marks.add_argument("--seconds", type=int, default=120, help="that a cell may take; a submission five times (120)")
+    marks.add_argument("--seconds", type=int, default=300, help="that a cell may take; a submission five times (300)")
     marks.add_argument("--memory", type=float, default=4.0, metavar="GB", help="that a submission may take (4)")
     merge = command("class", class_)
     merge.add_argument("folder", type=Path, metavar="FOLDER", help="or a zip: run folders, logs, zips, at any depth")

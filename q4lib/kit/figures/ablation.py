@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -10,24 +9,18 @@ from matplotlib.figure import Figure
 from ...recipes import RECIPES, run_name
 from ...train import read_log, reported
 from .. import asset
+from ..classroom import ARMS
 from ..plots import BLUE, GREY, ORANGE, STYLE, panels
 from ..records import mean_interval
 from .clipping import TABLE_VII
 
 SEEDS = range(5)
-CHANGES: dict[str, dict[str, Any]] = {
-    "full method": {},
-    "without soft clip": {"soft_clip": None},
-    "without per-layer scale": {"fixed_scale": True},
-    "without gradient clip": {"grad_clip": None},
-    "standard AdamW": {"soft_clip": None, "grad_clip": None},
-}
 
 
 @cache
 def accuracies(arm: str) -> tuple[float, ...]:
     """Test accuracy in percent of an arm's recorded runs at their last epoch, seed by seed."""
-    runs = [asset(run_name(replace(RECIPES["miniature"], seed=seed, **CHANGES[arm]))) for seed in SEEDS]
+    runs = [asset(run_name(replace(RECIPES["miniature"], seed=seed, **ARMS[arm]))) for seed in SEEDS]
     return tuple(reported(read_log(run)[1], "last")["test_acc"] for run in runs)
 
 
@@ -45,7 +38,7 @@ def _verdict(arm: str) -> str:
 @matplotlib.rc_context(STYLE)
 def plot_small_table(guess: float | None = None) -> tuple[Figure, str]:
     """Points lost with each part left out: our small runs, a point a seed, beside the paper's table VII."""
-    arms = list(CHANGES)[1:]
+    arms = list(ARMS)[1:]
     figure, (axes,) = panels(left=0.27, right=0.7, top=0.96)
     rows = range(len(arms))
     means, halves = zip(*(mean_interval(losses(arm)) for arm in arms), strict=True)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
@@ -16,41 +18,37 @@ from ...train import read_log
 from .. import asset
 from ..confusion import confusion
 from ..pictures import pictures
-from ..plots import BLUE, GREEN, GREY, ORANGE, STYLE, paper_run
+from ..plots import BLUE, GREEN, GREY, ORANGE, PALE, STYLE, panels, paper_run
 from .start import shares
 
-SIZE = (7.5, 3.5)
-LOOK = STYLE | {"figure.constrained_layout.use": False}  # it takes longer than all else
-PALE = "#D6D6D6"
 PAPER, FAST, TWIN = "paper.e7-cifar10-b4-s0", "fast-cifar10-b4-s0", "fast-cifar10-b32-s0"
 STEPS = RECIPES["fast"].steps(50_000)
-
-
-def _panels(rows: int = 1, columns: int = 2, **margins: Any) -> tuple[Figure, list]:
-    """Margins are set by hand: to find them takes as long as to draw."""
-    figure = Figure(figsize=SIZE, dpi=100)
-    figure.subplots_adjust(**{"left": 0.1, "bottom": 0.16, "right": 0.98, "top": 0.9, "wspace": 0.26} | margins)
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def so_far(run: Path) -> str:
     """One line on the last epoch of a run."""
     facts, epochs = read_log(run)
-    line = epochs[-1]
+    line, (key, label) = epochs[-1], _measured_on(epochs)
     return (
         f"epoch {line['epoch']} of {facts['recipe']['epochs']} · training {line['train_acc']:.2f} % · "
-        f"test {line['test_acc']:.2f} % · {line['seconds']:.1f} s"
+        f"{label} {line[key]:.2f} % · {line['seconds']:.1f} s"
     )
 
 
-@matplotlib.rc_context(LOOK)
+def _measured_on(epochs: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """The test set, or the validation split of a run that never reads it: key in the log, and in words."""
+    tuning = epochs and epochs[-1]["test_acc"] is None
+    return ("val_acc", "validation") if tuning else ("test_acc", "test")
+
+
+@matplotlib.rc_context(STYLE)
 def plot_curve(run: Path, guess: float | None = None) -> tuple[Figure, str]:
     """A run so far: accuracy after each epoch, and the learning rate up to its end."""
     facts, epochs = read_log(run)
     recipe = Recipe(**facts["recipe"])
     end, done = recipe.epochs, [line["epoch"] for line in epochs]
-    figure, (left, right) = _panels()
-    for key, label, colour, marker in (("train_acc", "training", GREY, "."), ("test_acc", "test", BLUE, "o")):
+    figure, (left, right) = panels(2)
+    for key, label, colour, marker in (("train_acc", "training", GREY, "."), (*_measured_on(epochs), BLUE, "o")):
         left.plot(done, [line[key] for line in epochs], color=colour, marker=marker, label=label)
     if guess is not None:
         left.plot(end, guess, "X", color=ORANGE, markersize=11, label="your guess", clip_on=False)
@@ -76,11 +74,11 @@ def recorded() -> dict[str, list[float]]:
     return runs
 
 
-@matplotlib.rc_context(LOOK)
+@matplotlib.rc_context(STYLE)
 def plot_recorded(last: int = 10, guess: float | None = None) -> tuple[Figure, str]:
     """Test accuracy of four recorded runs up to a last epoch: the paper's log, ours of its recipe, `fast`, its twin."""
     runs = recorded()
-    figure, (axes,) = _panels(columns=1, right=0.7)
+    figure, (axes,) = panels(right=0.7)
     styles = ((ORANGE, "--", "^"), (GREEN, "-", "s"), (BLUE, "-", "o"), (GREY, "-", "D"))
     said = []
     for (label, values), (colour, style, marker) in zip(runs.items(), styles, strict=True):
@@ -94,19 +92,20 @@ def plot_recorded(last: int = 10, guess: float | None = None) -> tuple[Figure, s
     if guess is not None:
         axes.plot(len(twin), twin[-1] - guess, "X", color="black", markersize=11, label="your guess")
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", xlim=(0, last + 1), ylim=(60, 95))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0)
     gap = twin[-1] - ours[-1]
     said.append(f"fast, FP32 minus 4 bits at the last epoch: {gap:+.2f} points; one run each, no spread")
     return figure, "\n".join(said)
 
 
-@matplotlib.rc_context(LOOK)
+@matplotlib.rc_context(STYLE)
 def plot_cosine(epoch: int = 100, restart: bool = False, guess: float | None = None) -> tuple[Figure, str]:
     """The paper's run over 150 epochs: test accuracy above, learning rate below, one epoch marked."""
     rows, recipe = paper_run("cifar10", 150), RECIPES["paper"]
     x = [int(row["epoch"]) for row in rows]
     rates = [recipe.learning_rate(e) for e in x]
-    figure, (above, below) = _panels(2, 1, left=0.12, hspace=0.18, top=0.97)
+    figure, (above, below) = panels(1, 2, left=0.12, hspace=0.18, top=0.97)
     above.plot(x, [row["test_acc"] for row in rows], color=BLUE)
     above.plot(epoch, rows[epoch - 1]["test_acc"], "o", color=BLUE, markersize=9)
     if guess is not None:
@@ -131,13 +130,13 @@ def plot_cosine(epoch: int = 100, restart: bool = False, guess: float | None = N
     return figure, said
 
 
-@matplotlib.rc_context(LOOK)
+@matplotlib.rc_context(STYLE)
 def plot_linear(schedule: int = 10, warmup: float = 0.15) -> tuple[Figure, str]:
     """A linear schedule of some epochs over the ten of `fast`: up over its share `warmup`, then down to zero."""
     recipe = Recipe("fast", schedule="linear", schedule_epochs=schedule, warmup=warmup)
     at = [(step + 0.5) / STEPS for step in range(10 * STEPS)]
     rates = [recipe.rate(int(x) + 1, x % 1) for x in at]
-    figure, (axes,) = _panels(columns=1)
+    figure, (axes,) = panels()
     beyond = [10 + i / 20 for i in range(121)]
     axes.plot(beyond, [recipe.rate(int(x) + 1, x % 1) for x in beyond], color=PALE, linestyle="--", linewidth=2)
     axes.plot(at, rates, color=BLUE, linewidth=2)
@@ -152,27 +151,44 @@ def plot_linear(schedule: int = 10, warmup: float = 0.15) -> tuple[Figure, str]:
     )
 
 
-@matplotlib.rc_context(LOOK)
-def plot_confusion(true: str = "cat", guess: tuple[str, str] | None = None) -> tuple[Figure, str]:
-    """What the network answers to 1,000 test images of each class: true classes down, answers across."""
+TABLE, PLACE = (7.5, 4.6), (0.16, 0.01, 0.79, 0.83)
+
+
+@cache
+def _table() -> np.ndarray:
+    """The recorded table without a mark, as pixels: its hundred texts are the same at every move of a slider."""
     counts, classes = confusion()
-    row = classes.index(true)
     errors = counts - counts.diag().diag()
-    figure = Figure(figsize=(7.5, 4.6), dpi=100)
-    axes = figure.add_axes((0.16, 0.01, 0.79, 0.83))
+    figure = Figure(figsize=TABLE, dpi=100)
+    axes = figure.add_axes(PLACE)
     axes.imshow(errors.numpy(), cmap="Blues", vmax=1.6 * errors.max().item(), aspect="auto")
     style: Any = {"ha": "center", "va": "center", "fontsize": 10}
     for i, values in enumerate(counts.tolist()):
         for j, count in enumerate(values):
             if count:
                 axes.text(j, i, f"{count}", color=GREY if i == j else "black", **style)
-    axes.add_patch(Rectangle((-0.5, row - 0.5), len(classes), 1, fill=False, edgecolor=BLUE, linewidth=2))
     axes.set_xticks(range(len(classes)), classes, rotation=30, ha="left", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), classes)
     axes.set_ylabel("is a ...")
     figure.text(0.02, 0.93, "is called ...")
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     axes.grid(False)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+@matplotlib.rc_context(STYLE)
+def plot_confusion(true: str = "cat", guess: tuple[str, str] | None = None) -> tuple[Figure, str]:
+    """What the network answers to 1,000 test images of each class: true classes down, answers across."""
+    counts, classes = confusion()
+    row = classes.index(true)
+    errors = counts - counts.diag().diag()
+    figure = Figure(figsize=TABLE, dpi=100)
+    figure.figimage(_table(), zorder=-1)
+    axes = figure.add_axes(PLACE, xlim=(-0.5, len(classes) - 0.5), ylim=(len(classes) - 0.5, -0.5))
+    axes.axis("off")
+    axes.add_patch(Rectangle((-0.5, row - 0.5), len(classes), 1, fill=False, edgecolor=BLUE, linewidth=2))
     pairs = sorted(((errors[i, j] + errors[j, i]).item() for i in range(len(classes)) for j in range(i)), reverse=True)
     wrong = errors[row]
     said = [
@@ -199,7 +215,7 @@ def _answers(model: nn.Module) -> tuple[Tensor, Tensor]:
     return 100 * share, answers
 
 
-@matplotlib.rc_context(LOOK)
+@matplotlib.rc_context(STYLE)
 def plot_surest(model: nn.Module, least: int = 0) -> tuple[Figure, str]:
     """The twenty test pictures with the network's answers; none where its largest share is below `least` %."""
     images, labels, _, classes = pictures()
@@ -233,10 +249,10 @@ def layers(recipe: str) -> dict[str, dict[str, list[float]]]:
     }
 
 
-@matplotlib.rc_context(LOOK)
+@matplotlib.rc_context(STYLE)
 def plot_layers(recipe: str = "fast", layer: str = "conv1_1", guess: float | None = None) -> tuple[Figure, str]:
     """Levels in use and entropy of all layers after each epoch of a recorded run; one layer is marked."""
-    figure, (left, right) = _panels()
+    figure, (left, right) = panels(2)
     for axes, key in ((left, "levels"), (right, "entropy")):
         for name, found in layers(recipe).items():
             x, chosen = range(1, len(found[key]) + 1), name == layer
@@ -256,11 +272,10 @@ def plot_layers(recipe: str = "fast", layer: str = "conv1_1", guess: float | Non
     )
 
 
-@matplotlib.rc_context(LOOK)
+@matplotlib.rc_context(STYLE)
 def plot_memory(pairs: Sequence[tuple[float, float]], guess: float | None = None) -> tuple[Figure, str]:
     """Bars: by how much training steps raise a fresh process' peak memory, at 4 bits and in FP32; the middle pair."""
-    figure, (axes,) = _panels(columns=1, left=0.16)
-    figure.set_size_inches(7.5, 2.2)
+    figure, (axes,) = panels(size=(7.5, 2.2), left=0.16, bottom=0.28)
     if not pairs:
         return figure, "not measured: only Linux tells a process' own peak"
     ours, twin = sorted(pairs, key=lambda pair: pair[0] / pair[1])[len(pairs) // 2]
@@ -271,7 +286,6 @@ def plot_memory(pairs: Sequence[tuple[float, float]], guess: float | None = None
     axes.invert_yaxis()
     axes.set(xlabel="MiB")
     axes.grid(axis="y", visible=False)
-    figure.subplots_adjust(bottom=0.28)
     near = "yes" if 0.9 < ours / twin < 1.1 else "no"
     return figure, (
         f"4 bits {ours / 2**20:.0f} MiB, FP32 {twin / 2**20:.0f} MiB: {ours / twin:.2f} times as much\n"

@@ -3,6 +3,7 @@
 import json
 import re
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +37,9 @@ def mistakes() -> str:
     """Of each task of each exercise the wrong answers in its table, and what check says to them."""
     parts = []
     for path in sorted((ROOT / "solutions").glob("[0-9]*.ipynb")):
-        answers = import_module(f"answers.exercise{path.stem[:2]}").ANSWERS
+        if not find_spec(table := f"answers.exercise{path.stem[:2]}"):
+            continue
+        answers = import_module(table).ANSWERS
         parts.append(f"<details><summary>Exercise {path.stem[:2]}</summary>")
         for task, title, minutes, level in HEAD.findall(prose(path)):
             wrong = [(says, answer) for name, answer, says in answers if name == task and says != "✅"]

@@ -26,6 +26,7 @@ from q4lib.kit.browser import ClassicNotebook, jupyter
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = address(ROOT)
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+EXERCISES = sorted((ROOT / "exercises").glob("[0-9]*.ipynb"))
 JUPYTER = ["ipykernel", "ipython", "ipywidgets", "notebook", "traitlets"]
 HOST = ["filelock", "matplotlib", "numpy", "pillow", "safetensors", "scikit-learn", "scipy", "torchvision", "tqdm"]
 
@@ -132,6 +133,20 @@ def test_a_lesson_runs_alone(colab, lesson, tmp_path):
     shutil.copy(lesson, tmp_path)
     colab.machine.execute(nbformat.read(tmp_path / lesson.name, 4), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [lesson.name]
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda path: path.stem)
+def test_an_exercise_runs_alone(colab, exercise, tmp_path):
+    """Unsolved, and then solved in the same kernel; in a folder that holds nothing but it, before and afterwards."""
+    shutil.copy(exercise, tmp_path)
+    notebook = nbformat.read(exercise, 4)
+    notebook.cells += nbformat.read(ROOT / "solutions" / exercise.name, 4).cells[2:]
+    printed = colab.machine.execute(notebook, tmp_path)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    said = [text for source, text in zip(code, printed, strict=True) if re.search(r"^check\(", source, re.M)]
+    half = len(said) // 2
+    assert half >= 4 and [text[:1] for text in said] == ["⏳"] * half + ["✅"] * half, said
+    assert [path.name for path in tmp_path.iterdir()] == [exercise.name]
 
 
 def test_the_classic_notebook_moves_a_slider(colab, driver, tmp_path):

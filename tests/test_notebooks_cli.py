@@ -202,7 +202,8 @@ def test_lab_opens_the_notebooks(course, monkeypatch):
     monkeypatch.setattr(lessons, "find_spec", lambda name: True)
     monkeypatch.setattr(os, "execv", lambda *arguments: called.append(arguments))
     main(["lab"])
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={course / 'notebooks'}"]
+    where = [f"--ServerApp.root_dir={course}", "--LabApp.default_url=/lab/tree/notebooks"]
+    command = [sys.executable, "-m", "jupyterlab", *where]
     assert called == [(sys.executable, command)]
 
 

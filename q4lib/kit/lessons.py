@@ -22,7 +22,9 @@ from ..machine import processor
 from ..train import RunError
 from .bootstrap import address, dress
 
-ROOT = Path(__file__).resolve().parents[2]
+CLONE = Path(__file__).resolve().parents[2]
+# A q4lib that came as a wheel serves the folder it is called in, such as `q4 offline` makes.
+ROOT = CLONE if (CLONE / "notebooks" / "results").is_dir() else Path.cwd()
 PRESETS = ("smoke", "class", "full")
 IGNORED = "nbval-ignore-output"
 
@@ -278,6 +280,7 @@ def link(repository: str) -> None:
 
 def lab() -> None:
     """Open the course in JupyterLab."""
-    folder = _folder()
+    root = _folder().parent  # the exercises' folder too
     _needs("jupyterlab")
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}"])
+    where = [f"--ServerApp.root_dir={root}", "--LabApp.default_url=/lab/tree/notebooks"]
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *where])

@@ -202,6 +202,7 @@ WRONG = {
         "divide max|w| by 8": [3, -8, 0, 6, -2], "`floor`": (torch.tensor(FIVE) / 0.12).floor(),
         "`int` or `trunc`": [int(x / 0.12) for x in FIVE], "have signs": [3, 7, 0, 5, 2],
         "after rounding": [0.36, -0.84, 0, 0.60, -0.24], "codes are integers": [2.58, -7, 0.42, 4.83, -1.67],
+        "the sign of -0.2": [3, -7, 0, 5, 2], "the sign of 0.31": [-3, -7, 0, 5, -2],
         "no code": [3, -9, 0, 5, -2], "look at 0.58 again": [3, -7, 0, 4, -2], "are asked for": [3, -7],
     },
     "01.d": {

@@ -218,6 +218,8 @@ ANSWERS = {
             3_248_202: "the seven batch norms are missing",
             3_249_610: "you counted one",
             3_249_994: "the one after fc1",
+            3_249_226: "six batch norms are missing",
+            3_251_038: "no batch norm follows fc2",
             3_246_784: "the weights only",
             3_249_600: "all biases are missing",
             3_253_834: "running mean and variance are buffers",

@@ -7,11 +7,11 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from inline_checks import ListedAnswers
 from torch import nn
 
 from q4lib import Linear4bit
 from q4lib.data import load, normalize
-from q4lib.kit.checks import check
 from q4lib.kit.figures.step import (
     RATES,
     Run,
@@ -291,20 +291,5 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_check_accepts_what_is_right(name, capsys):
-    for value in RIGHT[name]:
-        check(name, value)
-        assert capsys.readouterr().out.startswith(f"✅ {name} ")
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_check_says_what_was_done_wrong(name, capsys):
-    check(name, None)
-    assert capsys.readouterr().out == f"⏳ {name} not attempted yet\n"
-    said = set()
-    for value, why in WRONG[name].items():
-        check(name, value)
-        line = capsys.readouterr().out
-        assert line.startswith(f"❌ {name} ") and why in line, f"{value}: {line}"
-        said.add(line.partition(": ")[2])
-    assert len(said) >= len(WRONG[name]) - 2, "each mistake has a message of its own"
+class TestCheck(ListedAnswers):
+    right, wrong = RIGHT, {name: mistakes.items() for name, mistakes in WRONG.items()}

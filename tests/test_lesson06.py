@@ -13,10 +13,10 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from inline_checks import ListedAnswers
 
 from q4lib.data import load
 from q4lib.kit import confusion, live
-from q4lib.kit.checks import check
 from q4lib.kit.checks.training import MADE_ANEW, NEEDED
 from q4lib.kit.figures import run as figures
 from q4lib.pack import load_model
@@ -179,6 +179,11 @@ class TestFigures:
             f"your guess, dog and cat: {COUNTS[3, 5] + COUNTS[5, 3]} mistakes, number 1 of 45 pairs",
         ]
 
+    @pytest.mark.parametrize("guess", [("cats", "dog"), ("cat", "cat"), "cat and dog"])
+    def test_a_guess_of_two_classes_is_asked_for(self, guess):
+        with pytest.raises(ValueError, match="guess must be two of airplane, .*, such as"):
+            figures.plot_confusion("dog", guess=guess)
+
     def test_surest(self):
         model = load_model(RESULTS / "fast-cifar10-b4-s0" / "model.safetensors")[0]
         said = [numbers_in(figures.plot_surest(model, least)[1]) for least in (0, 40, 45, 95)]
@@ -271,17 +276,5 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_check_accepts_what_is_right(name, capsys):
-    for value in RIGHT[name]:
-        check(name, value)
-        assert capsys.readouterr().out.startswith(f"✅ {name} ")
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_check_says_what_was_done_wrong(name, capsys):
-    check(name, None)
-    assert capsys.readouterr().out == f"⏳ {name} not attempted yet\n"
-    for value, why in WRONG[name]:
-        check(name, value)
-        line = capsys.readouterr().out
-        assert line.startswith(f"❌ {name} ") and why in line, f"{value}: {line}"
+class TestCheck(ListedAnswers):
+    right, wrong = RIGHT, WRONG

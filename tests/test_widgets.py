@@ -1,6 +1,7 @@
 """explore and quiz without a browser: what is shown, what is called, and what is refused."""
 
 import base64
+import gc
 import io
 import math
 import re
@@ -15,7 +16,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from q4lib.kit import explore, quiz
+from q4lib.kit import explore, quiz, widgets
+from q4lib.kit.widgets import Picture
 
 
 @pytest.fixture
@@ -119,6 +121,24 @@ def test_the_page_shows_the_picture_its_alt_text_and_the_numbers(page):
     assert "bits 5" in got.html.value and got.html.value.split("src=")[1] != before.split("src=")[1]
 
 
+def test_a_picture_shows_nothing_of_the_one_before():
+    def line(end):
+        figure = Figure(figsize=(2, 1), dpi=50, facecolor="none")
+        figure.subplots().plot([0, end], [end, 0])
+        return figure, ""
+
+    first, second, again = (Picture.of(line, {"end": end}).png for end in (1, -1, 1))
+    assert first == again != second
+
+
+def test_what_is_loaded_is_left_out_of_garbage_collection(page):
+    gc.unfreeze()
+    widgets._settle.cache_clear()
+    page(explore, plot, bits=(2, 8))
+    assert gc.get_freeze_count() > 100_000
+    gc.unfreeze()
+
+
 def test_an_error_is_shown_and_the_next_good_value_draws_again(page):
     got = page(explore, plot, bits=(2, 8))
     got.bits.value = 7
@@ -152,6 +172,14 @@ def test_bad_arguments_are_refused_in_a_sentence(shown, arguments, sentence):
         explore(plot, **arguments)
     assert "\n" not in str(caught.value)
     assert not shown and not calls
+
+
+def test_a_guess_in_words_is_refused(shown):
+    def plot_number(guess: float | None = None):
+        raise AssertionError("drawn")
+
+    with pytest.raises(ValueError, match="guess must be a number, or None for no guess, got 'eight'"):
+        explore(plot_number, guess="eight")
 
 
 def test_a_missing_argument_is_refused():

@@ -3,7 +3,9 @@
 Only what ipywidgets 7.7 and 8 share, and one HTML whose value is replaced: outputs would flicker, and stack in Colab.
 """
 
+import atexit
 import base64
+import gc
 import html
 import inspect
 import io
@@ -13,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from functools import cache, lru_cache
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -36,16 +39,16 @@ class Picture(NamedTuple):
     @classmethod
     def of(cls, function: Callable, arguments: dict[str, Any]) -> "Picture":
         """The picture that `function` draws: it returns a figure and its key numbers."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from PIL import Image
 
         start = time.perf_counter()
         figure, numbers = function(**arguments)
-        canvas, content = FigureCanvasAgg(figure), io.BytesIO()
         # savefig would go through the whole figure once more, for its layout: a quarter of the time.
-        canvas.draw()
-        image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
-        image.save(content, "png")
+        renderer, content = _renderer(*figure.canvas.get_width_height(), figure.dpi), io.BytesIO()
+        renderer.clear()
+        figure.draw(renderer)
+        image = Image.fromarray(np.asarray(renderer.buffer_rgba())).convert("RGB")
+        image.save(content, "png", compress_level=1)
         what = (inspect.getdoc(function) or function.__name__).splitlines()[0]
         alt = " ".join([what, *numbers.split("\n")])
         png = base64.b64encode(content.getvalue()).decode()
@@ -67,6 +70,22 @@ class Picture(NamedTuple):
 
         display({"image/png": self.png}, metadata={"image/png": {"alt": self.alt}}, raw=True)
         print(self.numbers)
+
+
+@lru_cache(maxsize=8)
+def _renderer(width: int, height: int, dpi: float) -> Any:
+    """Kept, because it knows the size of each text that it has drawn."""
+    from matplotlib.backends.backend_agg import RendererAgg
+
+    return RendererAgg(width, height, dpi)
+
+
+@cache
+def _settle() -> None:
+    """Take all that is loaded out of garbage collection, once: to go through torch takes longer than a picture."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # else libraries complain of leaks at the end
 
 
 def headless() -> bool:
@@ -110,6 +129,7 @@ def explore(function: Callable, /, **arguments: Any) -> None:
     for control in controls.values():
         control.observe(redraw, "value")
     redraw()
+    _settle()
     display(ipywidgets.VBox([*controls.values(), page]))
 
 
@@ -157,6 +177,9 @@ def _refuse(function: Callable, arguments: dict[str, Any]) -> None:
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in arguments:
             raise ValueError(f"{function.__name__} needs a value or a range for {name!r}")
+    guess = arguments.get("guess")
+    if guess is not None and parameters["guess"].annotation in (float | None, int | None) and not _is_number(guess):
+        raise ValueError(f"guess must be a number, or None for no guess, got {guess!r}")
 
 
 def _control(function: Callable, name: str, value: Any) -> Any:

@@ -59,6 +59,8 @@ def network(value: Any) -> str:
         right - 2 * channels: "the eight layers are right; the seven batch norms are missing",
         right - channels: "batch norm has two parameters a channel, a factor and a shift: you counted one",
         right - 2 * 512: "one batch norm is missing: the one after fc1, with 512 channels",
+        right - 4 * (64 + 128 + 256): "six batch norms are missing: each convolution has one, too",
+        right + 2 * 10: "no batch norm follows fc2: its ten outputs are the logits",
         right - biases - 2 * channels: "these are the weights only: biases and batch norm are parameters too",
         right - biases: "all biases are missing: one for each channel or output of the eight layers",
         right + 2 * channels: "batch norm's running mean and variance are buffers: counted over images, not learned",

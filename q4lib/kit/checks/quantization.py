@@ -77,6 +77,9 @@ def codes_by_hand(value: Any) -> str:
         raise Wrong("these are the numbers after rounding; the codes are the integers before × 0.12")
     if not _near(codes, codes.round()):
         raise Wrong("codes are integers: divide by the scale, then round")
+    if _near(codes.abs(), x.round().abs()):
+        first = int((codes - x.round()).abs().argmax())
+        raise Wrong(f"look at the sign of {FIVE[first]:g}: its code has the same sign, yours is {codes[first]:.0f}")
     if codes.abs().max() > 7:
         raise Wrong(f"{codes.abs().max():.0f} is no code: they go from -7 to 7")
     first = int((codes - x.round()).abs().argmax())

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,10 +17,9 @@ from ...layers import Conv4bit
 from ...optim import soft_clip_
 from ...quant import amax, qmax, quantize, scale, statistics
 from ...train import read_log
-from ..plots import BLUE, GREY, ORANGE, STYLE
+from ..plots import BLUE, GREY, ORANGE, STYLE, panels
 from ..records import mean_interval
 
-SIZE = (7.5, 3.5)
 WEIGHT_DECAY = 5e-4
 # The paper's table VII: test accuracy on CIFAR-10 in percent.
 TABLE_VII = {
@@ -33,17 +31,12 @@ TABLE_VII = {
 }
 
 
-def _figure(columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, dpi=100)
-        return figure, figure.subplots(1, columns, **options)
-
-
 def _two_digits(value: float) -> str:
     """Rounded to two digits and written out: 7,400, 0.000087."""
     return f"{Decimal(f'{value:.2g}'):,f}"
 
 
+@matplotlib.rc_context(STYLE)
 def plot_outlier(
     weights: Tensor, outlier: float = 0.9, bits: int = 4, guess: float | None = None
 ) -> tuple[Figure, str]:
@@ -53,7 +46,7 @@ def plot_outlier(
     shares = quantize(weights, scale(weights, bits), bits).int().add(qmax(bits)).flatten().bincount() / len(weights)
     used = int((shares.sort(descending=True)[0].double().cumsum(0) < 0.99).sum()) + 1
     levels = 2 * qmax(bits) + 1
-    figure, axes = _figure()
+    figure, (axes,) = panels(left=0.12, top=0.98)
     axes.stairs(*np.histogram(weights.numpy(), np.linspace(-1, 1, 201)), fill=True, color=GREY)
     if levels <= 31:
         axes.vlines(step * np.arange(-qmax(bits), qmax(bits) + 1), 0.5, 1e5, color=BLUE, linewidth=0.8)
@@ -62,8 +55,10 @@ def plot_outlier(
         for side in (-1, 1):
             label = f"your guess: {guess:g} levels" if side > 0 else None
             axes.axvline(side * guess * step / 2, color=ORANGE, linestyle="--", linewidth=2, label=label)
-    axes.annotate("the outlier", (outlier, 1), (outlier, 60), ha="center", color=ORANGE, arrowprops={"color": ORANGE})
+    axes.plot((outlier, outlier), (2.5, 40), color=ORANGE, marker="v", markevery=(0, 2), linewidth=2)
+    axes.text(outlier, 60, "the outlier", ha="center", color=ORANGE)
     axes.set(xlabel="weight (a thin line is a level)", ylabel="weights", yscale="log", xlim=(-1, 1), ylim=(0.5, 1e5))
+    axes.set(yticks=(1, 100, 10_000), yticklabels=("1", "100", "10,000"))
     axes.minorticks_off()
     axes.grid(visible=False)
     axes.legend(loc="upper left")
@@ -84,27 +79,28 @@ def one_percent(c: float) -> float:
     return c * low
 
 
+@matplotlib.rc_context(STYLE)
 def plot_clips(c: float = 3.0, guess: float | None = None) -> tuple[Figure, str]:
     """Left: what the hard and the soft clip make of a weight. Right: their slopes, 1 where nothing happens."""
     w = np.linspace(0, 6, 601)
-    figure, panels = _figure(2)
+    figure, (left, right) = panels(2, top=0.97)
     lines = (
         ("hard: clamp(w, -c, c)", ORANGE, "--", np.minimum(w, c), np.where(w < c, 1.0, 0.0)),
         ("soft: c tanh(w / c)", BLUE, "-", c * np.tanh(w / c), 1 - np.tanh(w / c) ** 2),
     )
     for label, colour, line, clipped, slope in lines:
-        panels[0].plot(w, clipped, color=colour, linestyle=line, linewidth=2, label=label)
-        panels[1].plot(w, slope, color=colour, linestyle=line, linewidth=2)
-    panels[0].plot(w, w, color=GREY, linestyle=":", label="w, as it was")
+        left.plot(w, clipped, color=colour, linestyle=line, linewidth=2, label=label)
+        right.plot(w, slope, color=colour, linestyle=line, linewidth=2)
+    left.plot(w, w, color=GREY, linestyle=":", label="w, as it was")
     at = one_percent(c)
-    panels[0].plot(at, 0.99 * at, "o", color=BLUE, label="here soft takes 1 %")
+    left.plot(at, 0.99 * at, "o", color=BLUE, label="here soft takes 1 %")
     if guess is not None:
-        panels[0].plot(guess, c * math.tanh(guess / c), "D", color="black", label="your guess")
-    panels[0].set(xlabel="weight before", ylabel="weight after", xlim=(0, 6), ylim=(0, 6))
-    panels[0].set(xticks=(0, 2, 4, 6), yticks=(0, 2, 4, 6))
-    panels[0].legend(loc="upper left", fontsize=9.5)
-    panels[1].set(xlabel="weight before", ylabel="slope", xlim=(0, 6), ylim=(-0.05, 1.1))
-    panels[1].set(xticks=(0, 2, 4, 6), yticks=(0, 0.5, 1))
+        left.plot(guess, c * math.tanh(guess / c), "D", color="black", label="your guess")
+    left.set(xlabel="weight before", ylabel="weight after", xlim=(0, 6), ylim=(0, 6))
+    left.set(xticks=(0, 2, 4, 6), yticks=(0, 2, 4, 6))
+    left.legend(loc="upper left", fontsize=9.5)
+    right.set(xlabel="weight before", ylabel="slope", xlim=(0, 6), ylim=(-0.05, 1.1))
+    right.set(xticks=(0, 2, 4, 6), yticks=(0, 0.5, 1))
     return figure, (
         f"c = {c:g} · soft takes 1 % off at |w| = {at:.2f}, hard takes nothing off below {c:g}\n"
         f"of a weight of 0.1, soft takes {_two_digits(100 * (1 - 10 * c * math.tanh(0.1 / c)))} %\n"
@@ -121,10 +117,11 @@ def clipped_alone(start: float, c: float, steps: int) -> np.ndarray:
     return np.array(values)
 
 
+@matplotlib.rc_context(STYLE)
 def plot_decay(steps: int = 10_000, c: float = 3.0, guess: float | None = None) -> tuple[Figure, str]:
     """Weights of 1.0 and of 0.1 under the soft clip alone, over the number of steps; points are the formula's."""
     longest = 39_100
-    figure, axes = _figure()
+    figure, (axes,) = panels(top=0.98)
     ends = {}
     for start, colour, marker in ((1.0, ORANGE, "s"), (0.1, BLUE, "o")):
         values = clipped_alone(start, c, longest)
@@ -150,13 +147,14 @@ def plot_decay(steps: int = 10_000, c: float = 3.0, guess: float | None = None) 
     )
 
 
+@matplotlib.rc_context(STYLE)
 def plot_pulls(learning_rate: float = 1e-3, c: float = 3.0, guess: float | None = None) -> tuple[Figure, str]:
     """What a step takes off a weight, over its size: soft clip and weight decay, and what one Adam step gives."""
     w = np.geomspace(1e-4, 3, 200)
     clip = w - c * np.tanh(w / c)
     share = learning_rate * WEIGHT_DECAY
     equal, held = math.sqrt(3 * c**2 * share), (3 * c**2 * learning_rate) ** (1 / 3)
-    figure, axes = _figure()
+    figure, (axes,) = panels(left=0.11, right=0.73, top=0.97)
     axes.plot(w, clip, color=BLUE, linewidth=2, label="soft clip")
     axes.plot(w, share * w, color=ORANGE, linewidth=2, linestyle="--", label="weight decay")
     axes.axhline(learning_rate, color=GREY, linestyle=":", linewidth=2, label="Adam's step, about")
@@ -165,6 +163,9 @@ def plot_pulls(learning_rate: float = 1e-3, c: float = 3.0, guess: float | None 
     if guess is not None:
         axes.axvline(guess, color="black", linestyle="-.", label="your guess")
     axes.set(xscale="log", yscale="log", xlabel="|w|", ylabel="taken off in a step", ylim=(1e-14, 3))
+    # Plain text: the formulas that matplotlib makes of powers of ten take longer than all else.
+    axes.set(xticks=(1e-4, 1e-3, 1e-2, 0.1, 1), xticklabels=("0.0001", "0.001", "0.01", "0.1", "1"))
+    axes.set(yticks=(1e-12, 1e-8, 1e-4, 1), yticklabels=("10⁻¹²", "10⁻⁸", "10⁻⁴", "1"))
     axes.minorticks_off()
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     tenth = 0.1 - c * math.tanh(0.1 / c)
@@ -176,6 +177,7 @@ def plot_pulls(learning_rate: float = 1e-3, c: float = 3.0, guess: float | None 
     )
 
 
+@matplotlib.rc_context(STYLE)
 def plot_scaled(
     conv: Conv4bit, norm: nn.BatchNorm2d, images: Tensor, factor: float = 10.0, guess: float | None = None
 ) -> tuple[Figure, str]:
@@ -191,7 +193,7 @@ def plot_scaled(
             w = torch.tensor([size], dtype=torch.float64)
             soft_clip_([w])
             shares.append(100 * (1 - w.item() / size))
-    figure, (left, right) = _figure(2, width_ratios=(3, 2))
+    figure, (left, right) = panels(2, width_ratios=(3, 2), wspace=0.35, top=0.97)
     seen = slice(None, None, max(1, before.numel() // 300))
     x, y = before.flatten()[seen], after.flatten()[seen]
     left.plot(x, y, "o", color=BLUE, markersize=4, label=f"weights × {factor:g}")
@@ -201,12 +203,12 @@ def plot_scaled(
         left.plot(ends, guess * ends, color=ORANGE, linestyle="--", label=f"your guess: × {guess:g}")
     left.set(xlabel="output, weights × 1", ylabel="output after batch norm", ylim=(-6, 6), yticks=(-4, 0, 4))
     left.legend(loc="upper left", fontsize=9.5)
-    bars = right.bar(["× 1", f"× {factor:g} "], shares, color=[GREY, BLUE])
+    bars = right.bar((0, 1), shares, color=[GREY, BLUE])
     right.bar_label(bars, [f"{_two_digits(share)} %" for share in shares])
     right.set(ylabel="one soft clip takes (%)", yscale="log", ylim=(1e-5, 1e3))
     right.set(yticks=(1e-4, 1e-2, 1, 100), yticklabels=("0.0001", "0.01", "1", "100"))
+    right.set_xticks((0, 1), ("× 1", f"× {factor:g}"))
     right.minorticks_off()
-    right.set_axisbelow(True)
     spread = (after.std() / before.std()).item()
     return figure, (
         f"weights × {factor:g}: after batch norm the output is × {spread:.2f}\n"
@@ -214,18 +216,18 @@ def plot_scaled(
     )
 
 
+@matplotlib.rc_context(STYLE)
 def plot_table(guess: float | None = None) -> tuple[Figure, str]:
     """The points of accuracy that the paper's table VII loses with each part left out."""
     full, *rest = TABLE_VII.values()
     losses = dict(zip(list(TABLE_VII)[1:], [full - value for value in rest], strict=True))
-    figure, axes = _figure()
+    figure, (axes,) = panels(left=0.25, top=0.98)
     bars = axes.barh(list(losses), losses.values(), color=[BLUE, GREY, GREY, GREY])
-    axes.bar_label(bars, [f"{loss:.1f}" for loss in losses.values()], padding=3)
+    axes.bar_label(bars, [f"{loss:.1f}" for loss in losses.values()], label_type="center", color="white")
     if guess is not None:
         axes.plot(guess, 0, "D", color=ORANGE, label="your guess")
         axes.legend(loc="upper right")
     axes.set(xlabel=f"points lost of {full} % (CIFAR-10, 100 epochs, as the paper prints it)", xlim=(0, 15))
-    axes.set_axisbelow(True)
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()
     clip = losses["without soft clip"]
@@ -250,6 +252,7 @@ def compare(runs: Mapping[str, Sequence[Path]]) -> str:
     return "\n".join(lines)
 
 
+@matplotlib.rc_context(STYLE)
 def plot_arms(runs: Mapping[str, Sequence[Path]], guess: float | None = None) -> tuple[Figure, str]:
     """Two arms of an ablation, a point a seed. Left: each layer's largest weight at the end. Right: test accuracy."""
     ends = {arm: [read_log(run)[1][-1]["layers"] for run in folders] for arm, folders in runs.items()}
@@ -260,11 +263,10 @@ def plot_arms(runs: Mapping[str, Sequence[Path]], guess: float | None = None) ->
     accuracies = _accuracies(runs)
     (first, clipped), (second, free) = largest.items()
     layers = list(ends[first][0])
-    figure, (left, right) = _figure(2, width_ratios=(3, 2))
+    figure, (left, right) = panels(2, width_ratios=(3, 2), bottom=0.22, top=0.97)
     for i, (arm, colour, marker) in enumerate(zip(runs, (BLUE, ORANGE), "os", strict=True)):
         places = np.arange(len(layers)) + 0.3 * i - 0.15
-        for k, seed in enumerate(largest[arm]):
-            left.plot(places, seed, marker, color=colour, label=None if k else arm)
+        left.plot(np.tile(places, len(largest[arm])), np.ravel(largest[arm]), marker, color=colour, label=arm)
         right.plot([i] * len(accuracies[arm]), accuracies[arm], marker, color=colour)
         right.plot([i - 0.2, i + 0.2], [np.mean(accuracies[arm])] * 2, color=colour)
     if guess is not None:

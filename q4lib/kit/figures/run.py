@@ -198,6 +198,8 @@ def plot_confusion(true: str = "cat", guess: tuple[str, str] | None = None) -> t
         f"{100 * counts.trace() / counts.sum():.2f} % right",
     ]
     if guess is not None:
+        if not (isinstance(guess, tuple) and len(set(guess)) == 2 and set(guess) <= set(classes)):
+            raise ValueError(f"guess must be two of {', '.join(classes)}, such as ('cat', 'dog'), got {guess!r}")
         a, b = (classes.index(name) for name in guess)
         for x, y in ((a, b), (b, a)):
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=3))

@@ -14,13 +14,12 @@ from ...layers import FP32, quantized_layers
 from ...pack import load_model
 from .. import asset
 from ..pictures import pictures
-from ..plots import BLUE, GREEN, GREY, ORANGE, STYLE
+from ..plots import BLUE, GREEN, GREY, ORANGE, STYLE, panels
 from ..rounded import BITS, compared, round_afterwards, run
 from .network import file_size
 
 SMALL = 1.0  # points of accuracy: with one seed each, a smaller difference is called none
 AFTERWARDS, TRAINED = "rounded afterwards", "trained rounded"
-LOOK = STYLE | {"figure.constrained_layout.use": False}  # it takes longer than all else
 COLOURS = {AFTERWARDS: ORANGE, TRAINED: BLUE}
 
 
@@ -33,21 +32,19 @@ def _sizes(file: Path) -> tuple[int, int]:
     return file.stat().st_size, file_size(model)
 
 
-@matplotlib.rc_context(LOOK)
+@matplotlib.rc_context(STYLE)
 def plot_files(file: Path, guess: float | None = None) -> tuple[Figure, str]:
     """Bars: the size of a network's file in FP32 and packed at 4 bits; an empty one is what you guessed."""
     packed, full = _sizes(file)
     bars: Any = {"FP32": (full, GREY), "4 bits": (packed, BLUE)}
     if guess:
         bars["your guess"] = (full / guess, "white")
-    figure = Figure(figsize=(7.5, 2.4))
-    axes = figure.subplots(gridspec_kw={"left": 0.14, "right": 0.97, "bottom": 0.22, "top": 0.99})
+    figure, (axes,) = panels(size=(7.5, 2.4), left=0.14, right=0.97, bottom=0.22, top=0.99)
     sizes, colours = ([*of] for of in zip(*bars.values(), strict=True))
     drawn = axes.barh(list(bars), [size / 1e6 for size in sizes], color=colours, edgecolor=GREY)
     axes.bar_label(drawn, [f"{size / 1e6:.2f} MB" for size in sizes], padding=4)
     axes.invert_yaxis()
     axes.set(xlabel="megabytes", xlim=(0, 1.16 * max(sizes) / 1e6))
-    axes.set_axisbelow(True)
     axes.grid(axis="y", visible=False)
     return figure, f"FP32: {full:,} bytes · 4 bits: {packed:,} bytes · {full / packed:.1f} times smaller"
 
@@ -63,12 +60,11 @@ def _percent(share: float) -> str:
     return "over 99 %" if share >= 0.995 else "under 1 %" if share < 0.005 else f"{100 * share:.0f} %"
 
 
-@matplotlib.rc_context(LOOK)
+@matplotlib.rc_context(STYLE)
 def _answer(share: Tensor, image: Tensor, label: int | None = None) -> tuple[Figure, str]:
     """The image (1, 3, 32, 32) enlarged beside the three largest of the ten shares as bars, and the three in words."""
-    figure = Figure(figsize=(7.5, 3))
     place: Any = {"left": 0.01, "right": 0.96, "bottom": 0.17, "top": 0.97, "wspace": 0.3, "width_ratios": (1, 1.7)}
-    left, right = figure.subplots(1, 2, gridspec_kw=place)
+    figure, (left, right) = panels(2, size=(7.5, 3), **place)
     left.imshow(image[0].permute(1, 2, 0).numpy())
     left.axis("off")
     said = []
@@ -80,7 +76,6 @@ def _answer(share: Tensor, image: Tensor, label: int | None = None) -> tuple[Fig
         said.append(f"{name} {percent}")
     right.invert_yaxis()
     right.set(xlabel="softmax share (%)", xlim=(0, 100))
-    right.set_axisbelow(True)
     right.grid(axis="y", visible=False)
     return figure, f"the network says {', '.join(said)}"
 
@@ -101,7 +96,7 @@ def plot_upload(model: nn.Module, image: Tensor) -> tuple[Figure, str]:
     return _answer(shares(model, image)[0], image)
 
 
-@matplotlib.rc_context(LOOK)
+@matplotlib.rc_context(STYLE)
 def plot_rounded(bits: int = 4, guess: float | None = None) -> tuple[Figure, str]:
     """Pairs of bars, accuracy rounded afterwards and trained rounded, from 8 bits down to the chosen ones.
 
@@ -109,8 +104,7 @@ def plot_rounded(bits: int = 4, guess: float | None = None) -> tuple[Figure, str
     """
     pairs = compared()
     seen = BITS[: BITS.index(bits) + 1]
-    figure = Figure(figsize=(7.5, 3.5))
-    axes = figure.subplots(gridspec_kw={"left": 0.09, "right": 0.99, "bottom": 0.1, "top": 0.86})
+    figure, (axes,) = panels(left=0.09, right=0.99, bottom=0.1, top=0.86)
     for offset, (name, colour), values in zip(
         (-0.2, 0.2), COLOURS.items(), zip(*(pairs[b] for b in seen), strict=True), strict=True
     ):
@@ -124,7 +118,6 @@ def plot_rounded(bits: int = 4, guess: float | None = None) -> tuple[Figure, str
         axes.plot(BITS.index(4) - 0.2, guess, "D", color="black", markeredgecolor="white", label="your guess")
     axes.set(ylabel="accuracy (%)", ylim=(0, 105), xlim=(-0.5, len(BITS) - 0.5), yticks=range(0, 101, 20))
     axes.set_xticks(range(len(BITS)), [f"{b} bits" for b in BITS])
-    axes.set_axisbelow(True)
     axes.grid(axis="x", visible=False)
     figure.legend(loc="upper center", ncols=5, columnspacing=1.2, handlelength=1.5, fontsize=10)
     return figure, verdict(bits)
@@ -146,7 +139,7 @@ def _answers(bits: int) -> dict[str, Tensor]:
     return {name: shares(network, pictures().images).argmax(1) for name, network in networks.items()}
 
 
-@matplotlib.rc_context(LOOK)
+@matplotlib.rc_context(STYLE)
 def plot_twenty(bits: int = 4) -> tuple[Figure, str]:
     """The twenty test pictures; below each, what the network rounded afterwards and the one trained rounded answer."""
     images, labels, _, classes = pictures()

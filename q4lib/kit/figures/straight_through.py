@@ -13,10 +13,8 @@ from torch import Tensor
 from ...layers import Linear4bit
 from ...quant import scale
 from ...train import read_log
-from ..plots import BLUE, GREEN, GREY, ORANGE, STYLE
+from ..plots import BLUE, GREEN, GREY, ORANGE, STYLE, panels
 
-SIZE = (7.5, 3.5)
-PLAIN = STYLE | {"figure.constrained_layout.use": False}  # a layout that is computed draws everything twice
 STEP, TARGET = 0.2, 0.4  # of the grid with one weight, where max|w| would round every weight to itself
 START = -1.0
 LOW, HIGH, CHANCE = 30, 85, 10  # accuracies (%) that digits without and with straight-through are compared with
@@ -24,14 +22,6 @@ LOW, HIGH, CHANCE = 30, 85, 10  # accuracies (%) that digits without and with st
 
 def _round(w: float) -> float:
     return round(w / STEP) * STEP
-
-
-def _figure(columns: int, right: float = 0.98, wspace: float = 0.3, **options: Any) -> tuple[Figure, Any]:
-    """A figure and its panels, with given margins."""
-    figure = Figure(figsize=SIZE, dpi=100)
-    panels = figure.subplots(1, columns, **options)
-    figure.subplots_adjust(left=0.1, right=right, bottom=0.16, top=0.91, wspace=wspace)
-    return figure, panels
 
 
 def _stairs(axes: Any, low: float, high: float, height: Any, **style: Any) -> None:
@@ -47,12 +37,12 @@ def _loss(value: float, target: float = TARGET) -> float:
     return (value - target) ** 2
 
 
-@matplotlib.rc_context(PLAIN)
+@matplotlib.rc_context(STYLE)
 def plot_slope(weight: float = 0.13, nudge: float = 0.02, guess: float | None = None) -> tuple[Figure, str]:
     """Left: one weight and its level on the staircase. Right: its loss, flat but for jumps. An arrow is the nudge."""
-    figure, panels = _figure(2)
+    figure, sides = panels(2)
     places = weight, weight + nudge
-    for axes, height, label in zip(panels, (lambda q: q, _loss), ("q(w)", "loss"), strict=True):
+    for axes, height, label in zip(sides, (lambda q: q, _loss), ("q(w)", "loss"), strict=True):
         _stairs(axes, -0.6, 0.8, height)
         heights = [height(_round(w)) for w in places]
         axes.annotate(
@@ -64,8 +54,8 @@ def plot_slope(weight: float = 0.13, nudge: float = 0.02, guess: float | None = 
     if guess is not None:
         ends = [weight - 0.2, weight + 0.2]
         line = [_loss(_round(weight)) + guess * (end - weight) for end in ends]
-        panels[1].plot(ends, line, "--", color=GREEN, label=f"your slope: {guess:g}")
-    panels[1].legend(loc="upper right")
+        sides[1].plot(ends, line, "--", color=GREEN, label=f"your slope: {guess:g}")
+    sides[1].legend(loc="upper right")
     before, after = (_loss(_round(w)) for w in places)
     return figure, (
         f"w {places[0]:.2f}: level {_round(places[0]) + 0:.1f}, loss {before:.2f}\n"
@@ -83,12 +73,12 @@ def _descend(rate: float, steps: int, start: float, target: float, falling_rate:
     return path
 
 
-@matplotlib.rc_context(PLAIN)
+@matplotlib.rc_context(STYLE)
 def plot_descent(rate: float = 0.1, guess: float | None = None) -> tuple[Figure, str]:
     """A weight's way over 60 steps: with straight-through it walks down the stairs, without it the weight stands."""
     path = _descend(rate, 60, START, TARGET)
     levels = [_round(w) for w in path]
-    figure, (left, right) = _figure(2, width_ratios=(2, 3))
+    figure, (left, right) = panels(2, width_ratios=(2, 3))
     _stairs(left, -1.2, 2, _loss)
     left.plot(path, [_loss(q) for q in levels], "o", color=BLUE, markersize=5, alpha=0.6)
     left.plot(START, _loss(START), "s", color=ORANGE)
@@ -110,7 +100,7 @@ def plot_descent(rate: float = 0.1, guess: float | None = None) -> tuple[Figure,
     )
 
 
-@matplotlib.rc_context(PLAIN)
+@matplotlib.rc_context(STYLE)
 def plot_edge(
     target: float = 0.45, rate: float = 0.1, falling_rate: bool = False, guess: float | None = None
 ) -> tuple[Figure, str]:
@@ -120,7 +110,7 @@ def plot_edge(
     last = range(100, 300)
     flips = sum(abs(levels[i + 1] - levels[i]) > STEP / 2 for i in last)
     mean = sum(levels[i] for i in last) / len(last)
-    figure, axes = _figure(1)
+    figure, (axes,) = panels()
     steps = range(240, 301)
     axes.plot(steps, levels[240:], color=GREY, drawstyle="steps-post", linewidth=2.5, label="its level q(w)")
     axes.plot(steps, path[240:], ".-", color=BLUE, label="w")
@@ -166,7 +156,7 @@ def hops(layer: Linear4bit, images: Tensor, labels: Tensor, way: float) -> Hops:
     return Hops(-way * unit * slope.abs(), true, loss.item(), after.item())
 
 
-@matplotlib.rc_context(PLAIN)
+@matplotlib.rc_context(STYLE)
 def plot_hops(
     layers: Mapping[int, Linear4bit], images: Tensor, labels: Tensor, trained: int = 0, way: float = 0.05,
     guess: float | None = None,
@@ -177,7 +167,7 @@ def plot_hops(
     rose, fell = true > 0, true < 0
     stood = ~(rose | fell)
     share = 100 / len(true)
-    figure, (left, right) = _figure(2, width_ratios=(3, 2), wspace=0.42)
+    figure, (left, right) = panels(2, width_ratios=(3, 2), wspace=0.42)
     bars = {"stood still": (stood, GREY, "."), "fell": (fell, BLUE, "."), "rose": (rose, ORANGE, "^")}
     for chosen, colour, marker in bars.values():
         left.plot(1000 * promised[chosen], 1000 * true[chosen], marker, color=colour, markersize=5, alpha=0.6)
@@ -202,12 +192,12 @@ def plot_hops(
     )
 
 
-@matplotlib.rc_context(PLAIN)
+@matplotlib.rc_context(STYLE)
 def plot_runs(runs: Mapping[str, Path], guess: float | None = None) -> tuple[Figure, str]:
     """Test accuracy over the epochs of two runs, with and without straight-through, and that of guessing blindly."""
     logs = {name: read_log(folder)[1] for name, folder in runs.items()}
     accuracies = {name: [line["test_acc"] for line in log] for name, log in logs.items()}
-    figure, axes = _figure(1, right=0.66)
+    figure, (axes,) = panels(right=0.66)
     for (name, values), colour, marker in zip(accuracies.items(), (BLUE, ORANGE), "os", strict=True):
         epochs = range(1, len(values) + 1)
         axes.plot(epochs, values, marker=marker, color=colour, label=f"{name}: {values[-1]:.1f} %")

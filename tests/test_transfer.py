@@ -17,7 +17,8 @@ from q4lib import mobilenet as mobilenets
 from q4lib.data import DataError, load, normalize
 from q4lib.files import FileError, load_tensors
 from q4lib.kit.cli import main
-from q4lib.layers import QuantizedWeight, quantized
+from q4lib.kit.study import memory_of, network
+from q4lib.layers import QuantizedWeight, quantized, quantized_layers
 from q4lib.memory import profile
 from q4lib.mobilenet import mobilenet, pretrained, repnet
 from q4lib.pack import load_model, save_model
@@ -152,6 +153,18 @@ def test_the_file_is_the_network_that_was_tested(runs, name):
     assert evaluate(model, data.x_test, data.y_test, facts["data"])[1] == pytest.approx(line["test_acc"], abs=0.7)
 
 
+@pytest.mark.parametrize(("name", "arm"), [("last-layer", "last-layer"), ("repnet-random", "repnet-random")])
+def test_the_study_measures_networks_of_the_runs_shapes(runs, small_recipes, name, arm):
+    """`q4lib.kit.study` builds them without a run; its files differ from a run's by what is said of the run."""
+    model, _ = load_model(runs[name] / "model.safetensors")
+    built = network(TRANSFERS[arm])
+    assert {key: value.shape for key, value in built.state_dict().items()} == {
+        key: value.shape for key, value in model.state_dict().items()
+    }
+    file = memory_of(TRANSFERS[arm])["file"]
+    assert file == pytest.approx((runs[name] / "model.safetensors").stat().st_size, abs=100)
+
+
 def test_the_log_says_what_was_run(runs):
     run, epochs = read_log(runs["repnet"])
     assert run["recipe"]["source"] == "digits-first5" and run["recipe"]["head_lr"] == 3e-4
@@ -255,6 +268,15 @@ def test_a_mistake_gets_one_sentence(command, words, capsys):
     assert words in said and said.count("\n") == 1
 
 
+def test_the_run_before_has_bits_of_its_own_and_the_same_width():
+    changed = replace(TRANSFERS["repnet"], bits=8, start_bits=4, width=0.5)
+    first = changed.first()
+    assert (first.bits, first.width, first.name) == (4, 0.5, "whole")
+    assert (first.first().bits, first.first().width, first.first().first()) == (32, 0.5, None)
+    network = replace(first.first(), dropout=0.3).network(5)
+    assert network.classifier[0].p == 0.3 and network.classifier[1].in_features == 1280
+
+
 def test_a_run_is_named_by_its_departures():
     assert run_name(TRANSFERS["repnet"]) == "repnet-cifar10-last5-b32-s0"
     changed = replace(TRANSFERS["repnet"], data="cifar10", source="cifar100", bits=4, seed=2)
@@ -304,12 +326,26 @@ class TestPretrained:
         assert torch.equal(pretrained()(images), theirs(images))
         model = replace(TRANSFERS["repnet"], start="imagenet").network(5)
         assert torch.equal(model.features[0][0].weight, theirs.features[0][0].weight) and model(images).shape == (1, 5)
+        assert model.features[0][0].stride == (1, 1), "for 32 pixels"
+
+    def test_the_grid_of_what_trains_and_of_what_is_frozen(self, file, monkeypatch):
+        """All 53 layers of a backbone that trains; of a frozen one what is not replaced, with a scale a channel too."""
+        file.rename(file.with_name(mobilenets.IMAGENET.url.rpartition("/")[2]))
+        monkeypatch.setenv("Q4_DATA", str(file.parent))
+        whole = replace(TRANSFERS["whole"], start="imagenet", bits=4).network(5)
+        assert len(quantized_layers(whole)) == 53 and whole.classifier[1].out_features == 5
+        side = quantized_layers(replace(TRANSFERS["repnet"], start="imagenet", bits=4, per_channel=True).network(5))
+        assert len(side) == 52 and side["features.0.0"].scale().numel() == 32
+        assert {layer.bits for layer in side.values()} == {4}
 
     def test_what_cannot_be_read_is_named(self, file, tmp_path, monkeypatch):
         with pytest.raises(DataError, match=r"none.pth does not exist: give the file of https://"):
             pretrained(tmp_path / "none.pth")
         file.write_bytes(file.read_bytes()[:1000])
         with pytest.raises(DataError, match=r"cannot be read from .*weights.pth \(.*\): put the file of https://"):
+            pretrained(file)
+        torch.save(nn.Linear(1, 1), file)
+        with pytest.raises(DataError, match=r"cannot be read from .*weights.pth"):
             pretrained(file)
         for other in (resnet18(), mobilenet_v2(width_mult=0.5)):
             torch.save(other.state_dict(), file)

@@ -42,10 +42,12 @@ def chromium(folder: Path) -> Iterator[Any]:
     options.binary_location = str(CHROMIUM)
     for flag in [*FLAGS.split(), f"--user-data-dir={folder}"]:
         options.add_argument(flag)
-    driver = Chrome(options, ChromeService(str(DRIVER)))
+    driver: Any = Chrome(options, ChromeService(str(DRIVER)))
     try:
         driver.set_window_size(*WIDE)
+        # A script waits for all cells of a lesson; the connection would give up after two minutes.
         driver.set_script_timeout(600)
+        driver.command_executor.client_config.timeout = 610
         yield driver
     finally:
         driver.quit()

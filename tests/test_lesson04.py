@@ -98,7 +98,7 @@ class TestOutlier:
         assert PRINTED["outlier-layer"] == f"147,456 weights; {inside:.1f} % of them lie between -0.1 and 0.1\n"
         assert "leave three levels to nearly all" in prose("remember") and "share 3 of 15" in plot_outlier(LAYER)[1]
         assert "there for the outlier alone" in prose("outlier-explain") and LAYER.abs().max() < 1.5 * 0.9 / 7
-        assert "no such outlier" in prose("arms-explain") and RECIPES["fast"].soft_clip is None
+        assert "no such outlier" in prose("small-explain") and RECIPES["fast"].soft_clip is None
 
 
 class TestClips:

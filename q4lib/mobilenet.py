@@ -7,13 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
 from .data import DataError, folders, home
 from .pruning import hidden_layers, prune
 from .repnet import RepNet, Reprogrammed
-
-IMAGENET = MobileNet_V2_Weights.IMAGENET1K_V1
 
 
 def mobilenet(
@@ -27,6 +24,8 @@ def mobilenet(
 
     `width` multiplies every number of channels; `hidden` are the hidden channels a block, where some were pruned.
     """
+    from torchvision.models import mobilenet_v2
+
     model = mobilenet_v2(num_classes=num_classes, width_mult=width, dropout=dropout)
     model.features.width = width
     model.features[0][0].stride = (stride, stride)
@@ -56,23 +55,31 @@ def shape_of(model: nn.Module) -> dict[str, Any]:
     return shape
 
 
+def imagenet_url() -> str:
+    """Where torchvision has its weights of MobileNetV2."""
+    from torchvision.models import MobileNet_V2_Weights
+
+    return str(MobileNet_V2_Weights.IMAGENET1K_V1.url)
+
+
 def pretrained(path: Path | None = None, stride: int = 2) -> nn.Module:
     """MobileNetV2 with torchvision's ImageNet weights (71.9 %): from `path`, else Q4_DATA, the cache or the net.
 
     DataError if they cannot be had or do not fit.
     """
-    name = IMAGENET.url.rpartition("/")[2]
+    url = imagenet_url()
+    name = url.rpartition("/")[2]
     path = path or next((root / name for root in folders() if (root / name).exists()), None)
     try:
         if path is None:
             path = home() / "cache" / name
-            torch.hub.load_state_dict_from_url(IMAGENET.url, str(path.parent), check_hash=True, weights_only=True)
+            torch.hub.load_state_dict_from_url(url, str(path.parent), check_hash=True, weights_only=True)
         state = torch.load(path, "cpu", weights_only=True)
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: give the file of {IMAGENET.url}, or none to download it") from None
+        raise DataError(f"{path} does not exist: give the file of {url}, or none to download it") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         why = str(error).partition("\n")[0]
-        advice = f"put the file of {IMAGENET.url} there, or into the folder that Q4_DATA names"
+        advice = f"put the file of {url} there, or into the folder that Q4_DATA names"
         raise DataError(f"the ImageNet weights cannot be read from {path} ({why}): {advice}") from None
     model = mobilenet(1000, stride=stride)
     try:

@@ -128,8 +128,12 @@ def test_a_watched_run_is_stopped_in_a_sentence_and_goes_on(headless, monkeypatc
         return real(*args, **kwargs | {"on_epoch": lambda run: signal.raise_signal(signal.SIGINT)})
 
     monkeypatch.setattr(live, "fit", interrupted)
-    with pytest.raises(KeyboardInterrupt) as stopped:
-        live.watch(recipe, tmp_path / "run")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest -n ignores Ctrl-C
+    try:
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            live.watch(recipe, tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stopped.value._render_traceback_() == [str(stopped.value)] and "goes on" in str(stopped.value)
     assert len(read_log(tmp_path / "run")[1]) == 1
     monkeypatch.setattr(live, "fit", real)

@@ -70,7 +70,10 @@ def python_of_the_room(folder: Path, names: list[str]) -> Path:
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("usb") / "q4"
-    offline(folder, HEAVY)
+    with pytest.MonkeyPatch.context() as patch:  # q4_home is for one test, this for all: without CIFAR-10
+        patch.delenv("Q4_DATA", raising=False)
+        patch.setenv("Q4_HOME", str(folder.parent / "home"))
+        offline(folder, HEAVY)
     return folder
 
 

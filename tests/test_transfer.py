@@ -320,7 +320,7 @@ class TestPretrained:
         torch.manual_seed(0)
         theirs, images = mobilenet_v2().eval(), torch.randn(1, 3, 64, 64)
         assert torch.equal(pretrained(file)(images), theirs(images))
-        name = mobilenets.IMAGENET.url.rpartition("/")[2]
+        name = mobilenets.imagenet_url().rpartition("/")[2]
         file.rename(file.with_name(name))
         monkeypatch.setenv("Q4_DATA", str(file.parent))
         assert torch.equal(pretrained()(images), theirs(images))
@@ -330,7 +330,7 @@ class TestPretrained:
 
     def test_the_grid_of_what_trains_and_of_what_is_frozen(self, file, monkeypatch):
         """All 53 layers of a backbone that trains; of a frozen one what is not replaced, with a scale a channel too."""
-        file.rename(file.with_name(mobilenets.IMAGENET.url.rpartition("/")[2]))
+        file.rename(file.with_name(mobilenets.imagenet_url().rpartition("/")[2]))
         monkeypatch.setenv("Q4_DATA", str(file.parent))
         whole = replace(TRANSFERS["whole"], start="imagenet", bits=4).network(5)
         assert len(quantized_layers(whole)) == 53 and whole.classifier[1].out_features == 5
@@ -353,9 +353,6 @@ class TestPretrained:
                 pretrained(file)
 
     def test_without_a_network(self, monkeypatch):
-        class Unreachable:
-            url = "http://127.0.0.1:9/mobilenet_v2-b0353104.pth"
-
-        monkeypatch.setattr(mobilenets, "IMAGENET", Unreachable)
+        monkeypatch.setattr(mobilenets, "imagenet_url", lambda: "http://127.0.0.1:9/mobilenet_v2-b0353104.pth")
         with pytest.raises(DataError, match=r"cannot be read from .*cache/mobilenet_v2-b0353104.pth \(.*refused"):
             pretrained()

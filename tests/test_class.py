@@ -227,7 +227,7 @@ def test_the_prediction_comes_before_the_run(capsys):
     assert [(entry.arm, entry.seed) for entry in entries] == [draw("Ada")] and not left_out
     take_part(("Ada", 12))
     assert noted(run)["accuracy"] == 88
-    capsys.readouterr()
+    assert "12 % came later" in capsys.readouterr().out and "came later" not in printed
     asked(("Ada", 12))
     accuracy = entries[0].accuracy
     assert f"predicted 88 % ({noted(run)['written']}), the run has {accuracy:.2f} %, " in (

@@ -101,7 +101,8 @@ def take_part(told: tuple[str, float] | None) -> Path | None:
         write_whole(_note(folder), json.dumps({"accuracy": accuracy, "written": written}).encode())
     note = noted(folder) or {}
     print(f"{name.strip()}: {arm}, seed {seed}")
-    print(f"predicted: {note['accuracy']:g} %, written down {note['written']}", flush=True)
+    later = f"; {accuracy:g} % came later and does not count" if accuracy != note["accuracy"] else ""
+    print(f"predicted: {note['accuracy']:g} %, written down {note['written']}{later}", flush=True)
     return _trained(class_recipe(arm, seed), folder, note["accuracy"])
 
 

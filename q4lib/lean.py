@@ -181,7 +181,9 @@ def checkpointed(model: nn.Module) -> nn.Module:
     parents = [model]
     for parent in parents:
         for name, child in parent.named_children():
-            if next(child.parameters(), None) is not None and _is_frozen(child):
+            # A plain sequence may be walked part by part, as Rep-Net walks its features: each part is wrapped instead.
+            whole = type(child) is not nn.Sequential and next(child.parameters(), None) is not None
+            if whole and _is_frozen(child):
                 setattr(parent, name, _Again(child))
             else:
                 parents.append(child)

@@ -63,6 +63,8 @@ class Transfer(Recipe):
         for name, values in known:
             if (got := getattr(self, name)) not in values:
                 raise ValueError(f"{name} must be one of {', '.join(values)}, got {got!r}{nearest(got, values)}")
+        if self.start and self.dropout:
+            raise ValueError(f"dropout belongs to a run that begins with nothing: this one starts from {self.start}")
         for name in ("head_lr", "width"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")

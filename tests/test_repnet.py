@@ -219,3 +219,9 @@ def test_checkpointed_gradients_are_eagers(backbone):
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items()), "running statistics"
     peaks = [measure(lambda m=m: F.cross_entropy(m(images), labels).backward()).peak for m in (eager, ours)]
     assert peaks[1] < 0.5 * peaks[0]
+
+
+def test_a_head_alone_is_checkpointed_too(backbone):
+    eager = RepNet(backbone, 10, ())
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(checkpointed(eager)(images), eager(images))

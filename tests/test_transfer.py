@@ -259,6 +259,7 @@ def test_the_command(small_recipes, q4_home, capsys):
         ("transfer repnet --set optimizer=muon", "optimizer must be one of adamw, got 'muon'"),
         ("transfer repnet --set head_lr=0", "head_lr must be positive and finite, got 0.0"),
         ("transfer repnet --set pruned=l1", "pruned must be one of none, norm, random, got 'l1'"),
+        ("transfer repnet --set dropout=0.2", "dropout belongs to a run that begins with nothing: this one"),
         ("transfer repnet --set model=vgg4bit", "model must be one of mobilenetv2, got 'vgg4bit'"),
     ],
 )  # fmt: skip

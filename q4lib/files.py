@@ -19,6 +19,10 @@ class FileError(RuntimeError):
     """A file that cannot be written, or cannot be trusted, in a sentence that names it."""
 
 
+class BusyError(FileError):
+    """A folder in which another process is at work."""
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Put `content` at `path` by way of a temporary file, fsync and replace. FileError leaves what was there before."""
     part = path.with_name(f".{path.name}.part")
@@ -36,7 +40,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep every other process out of a folder. FileError if one is in it; the lock ends with its process."""
+    """Keep every other process out of a folder. BusyError if one is in it; the lock ends with its process."""
     # The lock lies elsewhere: not every file system that holds a run can lock.
     name = hashlib.sha1(str(folder.resolve()).encode()).hexdigest()
     lock = Path(tempfile.gettempdir()) / f"q4-{name}.lock"
@@ -49,7 +53,7 @@ def locked(folder: Path) -> Iterator[None]:
                 with suppress(OSError):
                     lock.unlink()
     except Timeout:
-        raise FileError(f"another process is at work in {folder}: wait for it, or give another folder") from None
+        raise BusyError(f"another process is at work in {folder}: wait for it, or give another folder") from None
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], kind: str, facts: dict[str, Any]) -> None:

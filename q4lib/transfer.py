@@ -6,6 +6,7 @@ random control and the whole one all go on from the same `pretrain`, for as long
 
 import hashlib
 import math
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import home, load, nearest, normalize
-from .files import FileError
+from .files import BusyError, FileError
 from .layers import FP32, quantized
 from .mobilenet import mobilenet, pretrained
 from .pack import load_model
@@ -25,6 +26,7 @@ from .repnet import RepNet
 from .train import fit
 
 IMAGENET = "imagenet"
+LOOK_EVERY = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,21 @@ TRANSFERS = {
 
 
 def transfer(recipe: Transfer, folder: Path | None = None, *, progress: bool = True, **options: Any) -> Path:
-    """`fit`, after the runs from which the recipe begins; the run folder."""
+    """`fit`, after the runs from which the recipe begins; the run folder.
+
+    Several may begin at once: where another process is at a run from which this one begins, it waits for it.
+    """
     if first := recipe.first():
         if progress:
             print(f"first, {first.name}: {_folder(first)}", flush=True)
-        transfer(first, _folder(first), progress=progress, **options)
+        told = not progress
+        while True:
+            try:
+                transfer(first, _folder(first), progress=progress, **options)
+                break
+            except BusyError:
+                if not told:
+                    print(f"another process is at {first.name}: waiting for it", flush=True)
+                told = True
+                time.sleep(LOOK_EVERY)
     return fit(recipe, folder, progress=progress, **options)

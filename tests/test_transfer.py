@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torchvision.models import mobilenet_v2, resnet18
 
 from q4lib import mobilenet as mobilenets
 from q4lib.data import DataError, load, normalize
-from q4lib.files import FileError, load_tensors
+from q4lib.files import FileError, load_tensors, locked
 from q4lib.kit.cli import main
 from q4lib.kit.study import memory_of, network
 from q4lib.layers import QuantizedWeight, quantized, quantized_layers
@@ -218,6 +219,25 @@ def test_a_killed_chain_ends_where_an_undisturbed_one_ends(tmp_path):
         states = [load_tensors(run / "checkpoint.safetensors", "checkpoint")[0] for run in (ours, folder)]
         assert states[0].keys() == states[1].keys()
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_two_that_begin_with_one_run_wait_for_each_other(runs, small_recipes, monkeypatch, capsys):
+    """Begun at once, one met the other's lock on a run that both only needed, and ended there."""
+    monkeypatch.setenv("Q4_HOME", str(runs["pretrain"].parent.parent))
+    monkeypatch.setattr("q4lib.transfer.LOOK_EVERY", 0.1)
+    begun = threading.Event()
+
+    def be_at_work():
+        with locked(runs["pretrain"]):
+            begun.set()
+            time.sleep(2)
+
+    other = threading.Thread(target=be_at_work)
+    other.start()
+    begun.wait()
+    assert transfer(TRANSFERS["random"], device="cpu") == runs["random"]
+    other.join()
+    assert capsys.readouterr().out.count("another process is at pretrain: waiting for it") == 1
 
 
 def test_a_run_is_refused_when_its_backbone_is_another(small_recipes, q4_home):

@@ -115,6 +115,8 @@ class LeanReLU(nn.ReLU):
 
 def pack_bits(mask: Tensor) -> Tensor:
     """Eight truth values a byte, the first in the lowest bit: uint8, ceil(n / 8) of them."""
+    if mask.dtype != torch.bool:
+        raise TypeError(f"pack_bits packs truth values, got {mask.dtype}: give it a comparison, such as x > 0")
     flat = F.pad(mask.flatten().view(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
     packed = flat[:, 0].clone()
     for place in range(1, 8):

@@ -67,11 +67,11 @@ def test_the_lesson_s_words():
     said = {cell["id"]: " ".join("".join(cell["source"]).split()) for cell in cells}
     assert "25 runs" in said["table-explain"] and "10,000 of its pictures" in said["table-explain"]
     assert log("full method", 0)[0]["run"]["recipe"]["images"] == 10_000
-    assert "One part earns its place here, as in the paper: the scale set anew" in said["small-explain"]
+    assert "One part earns its place here, as in the paper: the scale for each layer" in said["small-explain"]
     costs = [arm for arm in list(RUNS)[1:] if lost(arm)[1] > 0]
     gains = sorted((arm for arm in RUNS if lost(arm)[2] < 0), key=lambda arm: lost(arm)[0])
     assert costs == ["without per-layer scale"]
-    assert "most of all without both, this network is *better*" in said["small-explain"]
+    assert "most of all without both (the row `standard AdamW`), this network is *better*" in said["small-explain"]
     assert gains == ["standard AdamW", "without gradient clip", "without soft clip"]
     assert (
         "more than half of the pictures wrong" in said["small-explain"] and interval(accuracies("full method"))[2] < 50

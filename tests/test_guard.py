@@ -66,7 +66,10 @@ def in_place(w, bits=4):
     ("value", "says"),
     [
         (lambda w, bits=4: None, "⏳ 1.1 not attempted yet (your function returns None)"),
+        (lambda w, bits=4: print(w), "❌ 1.1 your function returns None: is a `return` missing, or does `return None`"),
         (None, "⏳ 1.1 not attempted yet"),
+        ([0.5] * 10_000, "yours is [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, ...]: give its name"),
+        (100 * "a", f"...{28 * 'a'}': give its name"),
         (3, "❌ 1.1 a function is asked for, yours is 3: give its name, without brackets after it"),
         (right(torch.ones(3)), "❌ 1.1 a function is asked for, yours is tensor(0.1429)"),
         (lambda w, bits=4: right(w, bits).numpy(), "a tensor is asked for, yours is of type ndarray"),
@@ -229,7 +232,9 @@ def test_in_a_kernel(tmp_path):
     printed = ["".join(output.text for output in cell.outputs) for cell in notebook.cells]
     assert printed[0] == printed[5] == "❌ 1.1 SystemExit (line 3: `exit()`)\n"
     assert printed[1] == "❌ 1.1 SystemExit (line 3: `quit()`)\n"
-    assert printed[2] == "⏳ 1.1 not attempted yet (your function returns None)\n"
+    assert (
+        printed[2].startswith("❌ 1.1 your function returns None: is a `return` missing") and "secret" not in printed[2]
+    )
     assert "does a loop never end?" in printed[3] and "secret" not in printed[3]
     assert "IndexError" in printed[4] and "(line 3: `return w[9] + 1`)" in printed[4]
     assert printed[6] == "alive\n" and nbformat.validate(notebook) is None

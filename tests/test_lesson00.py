@@ -212,7 +212,10 @@ def test_the_explanation_says_what_was_recorded():
     assert full - pairs[4].afterwards > 10 and full - pairs[4].trained < 2
     assert "wrong in two of three pictures, the other in about one of five" in text
     assert pairs[3].afterwards == pytest.approx(100 / 3, abs=5) and pairs[3].trained == pytest.approx(80, abs=3)
-    assert "the one rounded afterwards guesses, one in ten" in text
+    assert "the one rounded afterwards is right once in ten, and calls everything in our twenty a dog" in text
+    small, _ = load_model(ROOT / "notebooks/results/small-cifar10-b32-s0/model.safetensors")
+    said = start.shares(rounded.round_afterwards(small, 2), pictures.pictures().images).argmax(1)
+    assert set(said.tolist()) == {5}, "dog"
     assert pairs[2].afterwards == pytest.approx(10, abs=1) and 15 < pairs[2].trained < 60
 
 

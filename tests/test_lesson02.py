@@ -144,7 +144,7 @@ def test_the_hops_figure_counts_them(classifier, way):
     expected = [7, way, 100 * moved.double().mean().item(), wrong, ratio, before, after]
     assert numbers(text.replace("->", "")) == pytest.approx(expected, rel=0, abs=0.51)
     assert numbers(text.replace("->", ""))[-3:] == pytest.approx(expected[-3:], abs=0.051)
-    assert f"guessed 12 %, is {wrong:.0f} %" in texts(figure)
+    assert f"rose for {wrong:.0f} %\n(guessed for 0 steps, 0.05: 12 %)" in texts(figure)
 
 
 def test_where_no_weight_changes_level_none_is_wrong(classifier):

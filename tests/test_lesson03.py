@@ -263,6 +263,7 @@ class TestCheck(InlineCheck):
 
     def test_asks_for_a_number(self, line, name):
         assert "a number is asked for, yours is 'many'" in line(name, "many")
+        assert "yours is (73, 728): in Python a comma makes two of it" in line(name, (73, 728))
 
 
 def test_every_likely_mistake_is_tested(monkeypatch):
@@ -319,7 +320,7 @@ class TestProse:
     def test_fc1_holds_two_thirds(self):
         assert "`fc1` alone holds nearly two thirds" in prose("count-explain")
         assert 0.6 < ANSWERS["03.b"][0] / ANSWERS["03.c"][0] < 2 / 3
-        assert "Among its two million weights" in prose("bits-explain")
+        assert "of its two million weights" in prose("bits-explain")
 
     def test_paper_and_its_log_on_100_classes(self):
         assert "The paper gives 3,301,468" in prose("work-explain")

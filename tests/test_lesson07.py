@@ -189,6 +189,11 @@ class TestProse:
     def test_what_fits(self, found):
         side, last = (found[part, 224, "corrected"].total(8) / 1e6 for part in ("side network", "last layer"))
         assert f"takes {side:.1f} MB down to {last:.1f}" in prose("total-explain")
+        falls = [found[part, 224, "corrected"] for part in ("everything", "side network", "last layer")]
+        falls = [one.total(8) / one.total(1) for one in falls]
+        assert falls[0] == max(falls) and falls[1] == min(falls)
+        told = f"`everything` takes {falls[0]:.1f} times less, `side network` {falls[1]:.1f} times"
+        assert told in prose("total-explain")
         assert "15.2 MB for the parameters" in prose("total-move") and " 15.2 MB\n" in PRINTED["total-code"]
 
     def test_in_pytorch(self, found):
@@ -197,6 +202,9 @@ class TestProse:
         assert "Why 54.6 MB, and not 48.2?" in prose("ways-move") and "= lean 54.6 MB" in PRINTED["ways-rest"]
         assert "to the byte" in PRINTED["ways-rest"] and "not to the byte" not in PRINTED["ways-rest"]
         assert 4 * 8 * 16 * 112**2 + 8 * peak == pytest.approx(54.6e6, rel=1e-3)
+        eager = 4 * 8 * 112**2 * (16 + 96 + 96)  # the block's input, what batch norm reads, what it writes
+        assert f"{eager / 1e6:.1f} MB: there batch norm" in prose("ways-move")
+        assert f"eager         peak  400.4 MB, forward alone  {eager / 1e6:.1f} MB" in PRINTED["ways-figure"]
 
 
 ANSWERS = {
@@ -210,10 +218,10 @@ ANSWERS = {
         (8_388_608, "whole batch"), (524_288, "input alone"), (12_288, "conv1_1 reads"), (147_456, "its weights"),
         (1e9, "too large"), (1, "too small"),
     ]),
-    "07.c": (6.02112, [
-        (4.82, "what it reads"), (1.2, "what it writes"), (1.505, "counts numbers"), (9.63, "maps of 56 by 56"),
-        (7.225, "a quarter of the map"), (3.61, "add them"), (5.62, "the layer before"),
-        (6_021_120, "in bytes"), (5.742, "these are MiB"), (48.17, "for 8 images"), (30, "too large"), (0, "too small"),
+    "07.c": (4.816896, [
+        (6.02, "what it reads and writes"), (1.2, "what it writes"), (3.61, "nothing is to be taken away"),
+        (0.803, "the layer before"), (0.0502, "one map"), (4_816_896, "in bytes"), (4.594, "these are MiB"),
+        (38.54, "for 8 images"), (4.8, "4.8 is right as far as it goes"), (30, "too large"), (0, "too small"),
     ]),
     "07.d": (14, [
         (16.61, "15.2 MB are missing"), (16, "no room"), (17, "and it is rounded up"), (14.09, "a whole number"),

@@ -57,13 +57,16 @@ def tiny(path: Path):
         ),
         *[new_code_cell(f"guess_{i} = {i}") for i in range(3)],
         new_markdown_cell("## What to remember\n\nSeven."),
-        new_code_cell('if False:\n    quiz("a", {})\n    quiz("b", {})\n    quiz("c", {})'),
+        new_code_cell('if False:\n    quiz("a", {})\n    quiz("b", {})\n    quiz("c", {})', metadata=FOLDED),
         new_markdown_cell('## Next\n\n<a id="one"></a>[The exercise](../exercises/01_tiny.ipynb).'),
     ]
     notebook = new_notebook(cells=cells)
     dress(notebook, path.stem, **FACTS)
     path.write_text(nbformat.writes(notebook) + "\n")
     return notebook
+
+
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
 
 
 def code(notebook) -> Iterator[tuple[int, str]]:
@@ -137,6 +140,13 @@ def is_in_order(notebook, path):
         yield "no link to the exercise at the end"
 
 
+def folds_its_quizzes(notebook, path):
+    """The code of a question names the right answer: JupyterLab and Colab fold it away."""
+    for number, cell in enumerate(notebook.cells, 1):
+        if "quiz(" in cell.source and not FOLDED.items() <= cell.metadata.items():
+            yield f"cell {number} shows the answer"
+
+
 def shows_pictures_in_words(notebook, path):
     """Every picture has alt text."""
     for number, output in outputs(notebook):
@@ -205,8 +215,8 @@ def ends_no_line_with_a_semicolon(notebook, path):
 
 
 RULES = [
-    is_valid, is_as_refresh_writes_it, is_in_order, shows_pictures_in_words, hides_little_from_nbval, uses_the_library,
-    opens_assets_only, links_lead_somewhere, ran_well, ends_no_line_with_a_semicolon,
+    is_valid, is_as_refresh_writes_it, is_in_order, folds_its_quizzes, shows_pictures_in_words, hides_little_from_nbval,
+    uses_the_library, opens_assets_only, links_lead_somewhere, ran_well, ends_no_line_with_a_semicolon,
 ]  # fmt: skip
 
 
@@ -256,6 +266,7 @@ BREAKS = [
     (is_in_order, change(10, source="## Remember")),
     (is_in_order, change(11, source='quiz("a", {})')),
     (is_in_order, change(12, source="## Next\n\nNothing.")),
+    (folds_its_quizzes, change(11, metadata={"jupyter": {"source_hidden": True}})),
     (shows_pictures_in_words, lambda notebook: notebook.cells[5].outputs[0].update(metadata={})),
     (hides_little_from_nbval, lambda n: [n.cells[i].metadata.update(tags=["nbval-ignore-output"]) for i in (3, 5)]),
     (hides_little_from_nbval, change(4, metadata={"tags": ["nbval-skip"]})),

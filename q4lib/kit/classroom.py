@@ -13,6 +13,7 @@ from ..data import SOURCES, home
 from ..files import write_whole
 from ..log import RunError, read_log
 from ..recipes import RECIPES, Recipe, run_name
+from .checks import shown
 
 # The rows of the paper's table VII. Plain AdamW still rounds, each layer with a scale of its own.
 ARMS: dict[str, dict[str, Any]] = {
@@ -50,13 +51,13 @@ def predicted(told: Any) -> tuple[str, float]:
     try:
         name, accuracy = told
     except (TypeError, ValueError):
-        raise ValueError(f"two things are asked for, `return name, accuracy`, yours is {told!r}") from None
+        raise ValueError(f"two things are asked for, `return name, accuracy`, yours is {shown(told)}") from None
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f'your name comes first, in quotes, as in `return "Ada Lovelace", 50`, yours is {name!r}')
+        raise ValueError(f'your name comes first, in quotes, as in `return "Ada Lovelace", 50`, yours is {shown(name)}')
     try:
         accuracy = float(accuracy)
     except (TypeError, ValueError):
-        raise ValueError(f"the accuracy is a number without a sign behind it, yours is {accuracy!r}") from None
+        raise ValueError(f"the accuracy is a number without a sign behind it, yours is {shown(accuracy)}") from None
     if 0 < accuracy < 1:
         raise ValueError(f"the accuracy is asked for in percent, and {accuracy:g} % is less than 1: is it a share?")
     if not 0 <= accuracy <= 100:

@@ -29,7 +29,7 @@ class Pair(NamedTuple):
 
     @property
     def gain(self) -> float:
-        return self.trained - self.afterwards
+        return round(self.trained, 1) - round(self.afterwards, 1)  # of the figures that are shown
 
 
 def run(bits: int) -> str:

@@ -64,6 +64,7 @@ def without_model() -> Path:
 
 
 COSINE = "return first * (1 + math.cos(math.pi * {} / half_period)) / 2"
+STEADY = COSINE.format("((epoch - 1) % half_period if restart else epoch - 1)")
 HALF = "    return T[len(v) - 1] * statistics.stdev(v) / len(v) ** 0.5\n"
 HALVES = "def half(v):\n    if len(v) < 2:\n        return math.inf\n" + HALF + "a, b = half(arm), half(full)\n"
 MEAN = "mean = sum(arm) / len(arm) - sum(full) / len(full)\n"
@@ -95,6 +96,16 @@ ANSWERS = [
         "✅",
     ),
     ("6.1", COSINE.format("(epoch % half_period if restart else epoch)"), "of the period, `epoch - 1` epochs have"),
+    (
+        "6.1",
+        COSINE.format("(epoch % half_period if restart else epoch - 1)"),
+        "with `restart`, too, epoch 1 has the full",
+    ),
+    ("6.1", COSINE.format("(epoch % half_period)"), "so count `epoch - 1`; and it always restarts"),
+    ("6.1", COSINE.format("(epoch % half_period - 1 if restart else epoch - 1)"), "take 1 off first, and then"),
+    ("6.1", "return 0.001" + STEADY[12:].replace("half_period", "100"), "use the names"),
+    ("6.1", STEADY.replace("half_period", "100"), "use the names (`first` is right)"),
+    ("6.1", "return 0.001" + STEADY[12:], "use the names (`half_period` is right)"),
     ("6.1", COSINE.format("((epoch - 1) % half_period)"), "it always restarts"),
     ("6.1", COSINE.format("(epoch - 1)"), "it never restarts"),
     (
@@ -218,12 +229,14 @@ ANSWERS = [
         "return watch(replace(RECIPES['digits'], **changes, schedule='linear', warmup=0.2))",
         "✅",
     ),
-    ("6.4", "replace(RECIPES['digits'], bits=3)", "the folder of a run is asked for"),
+    ("6.4", MINE + "mine.good()", "your function returns None: is a `return` missing"),
+    ("6.4", "replace(RECIPES['digits'], bits=3)", "that is the recipe: train it with `watch(recipe)`"),
+    ("6.4", "[97.5] * 99", "as `watch` returns it, yours is [97.5, 97.5, 97.5, 97.5, 97.5, 97.5, ...]"),
     ("6.4", "'runs/mine'", "is it the folder that `watch` returned"),
     ("6.4", MINE + "return mine.begun(bits=4)", "bits should be 3, that of this run is 4"),
     ("6.4", MINE + "return mine.begun(data='cifar10')", "data should be 'digits'"),
     ("6.4", MINE + "return mine.begun(epochs=20)", "the budget is 5 epochs, this run has 20"),
-    ("6.4", MINE + "return mine.begun(val=0)", "this run chooses by the test set"),
+    ("6.4", MINE + "return mine.begun(val=0)", "set `val=300` in the recipe"),
     ("6.4", MINE + "return mine.begun(val=30)", "300 images are to be held out"),
     ("6.4", MINE + "return mine.begun(select='val')", "the last epoch counts"),
     ("6.4", MINE + "return mine.edited(lambda epochs: epochs[:3])", "it has 3 of 5 epochs: it is not finished"),

@@ -163,6 +163,19 @@ def left(*kept):
     return text if "floats" not in kept else but(text, "if storage", "if tensor.is_floating_point() and storage")
 
 
+def keyed(place, of_before=None):
+    """The colleague's counter, with a dict in place of the list; `of_before` is t's place in it."""
+    return (
+        (
+            "sizes = {}\n\ndef note(tensor):\n    if tensor.is_floating_point():\n"
+            f"        sizes[{place}] = tensor.nbytes\n    return tensor\n\n"
+            "with saved_tensors_hooks(note, lambda tensor: tensor):\n    step()\n"
+        )
+        + (f"for t in before:\n    sizes.pop({of_before}, None)\n" if of_before else "")
+        + "return sum(sizes.values())\n"
+    )
+
+
 ANSWERS = [
     ("7.1", "sum(t.numel() * t.element_size() for t in (x, layer(x)))", "✅"),
     ("7.1", "y = layer(x)\nreturn x.untyped_storage().nbytes() + y.untyped_storage().nbytes()", "✅"),
@@ -222,6 +235,7 @@ ANSWERS = [
     ("7.3", but(PEAK, "so_far += keeps", "so_far = keeps"), "not only the last of them"),
     ("7.3", but(PEAK, "here > high", "here >= high"), "is the first layer where it is so high"),
     ("7.3", but(PEAK, "return high, where", "return high"), "two things are asked for"),
+    ("7.3", but(PEAK, "return high, where", "return where, high"), "the peak comes first, then the layer's name"),
     ("7.3", but(SUMS, "layers[at][0]", "at"), "the peak is right, and 'b' is the first layer"),
     ("7.3", but(PEAK, "so_far += keeps", "so_far -= keeps"), "for three layers, the second the hungriest: "),
     ("7.4", PIECES, "✅"),
@@ -254,7 +268,14 @@ ANSWERS = [
         "images that do not quite fit",
     ),
     ("7.4", but(PIECES, "if fits < 1:\n    return 0\n", "fits = max(1, fits)\n"), "0 is asked for"),
-    ("7.4", but(PIECES, "if fits < 1:\n    return 0\n", ""), "ZeroDivisionError"),
+    ("7.4", but(PIECES, "if fits < 1:\n    return 0\n", ""), "where no image fits, you divide by 0"),
+    ("7.4", but(PIECES, "fits < 1", "fits == 0"), "where the parameters alone do not fit"),
+    (
+        "7.4",
+        "return math.ceil(batch * peak / (memory - 16 * trainable - 4 * frozen))",
+        "round down what fits; and where not even one fits, 0 is asked for",
+    ),
+    ("7.4", "return batch // (trainable - trainable)", "ZeroDivisionError"),
     ("7.4", but(PIECES, "    return 0", "    return None"), "it returns None"),
     ("7.5", COUNTED, "✅"),
     ("7.5", LISTED, "✅"),
@@ -269,14 +290,30 @@ ANSWERS = [
         "3 of the four bugs are left: look at a tensor that two layers save, and at a tensor that is a part of another, "
         "and at what was there before",
     ),
-    ("7.5", ELSEWHERE.replace("storage.data", "tensor.data"), "ask the storages for their places"),
-    ("7.5", COUNTED.replace("storage.data", "tensor.data"), "ask what is saved for its storage's place, too"),
-    ("7.5", ELSEWHERE, "ask the tensors of `before`"),
+    ("7.5", COUNTED.replace("storage.data", "tensor.data"), "ask what is saved for its storage's place"),
+    ("7.5", ELSEWHERE, "ask the tensors of `before` for their storages' places"),
+    (
+        "7.5",
+        ELSEWHERE.replace("storage.data", "tensor.data"),
+        "ask what is saved for its storage's place; and ask the tensors of `before`",
+    ),
+    ("7.5", keyed("id(tensor)"), "3 of the four bugs are left: look at a tensor that is a part"),
+    ("7.5", keyed("id(tensor)"), "and at what was there before; and id() tells Python's objects apart"),
+    ("7.5", keyed("id(tensor)", "id(t)"), "id() tells Python's objects apart, and several may lie in one storage"),
+    ("7.5", keyed("id(tensor)", "id(t)"), "and `before` is a list of Python's objects"),
+    (
+        "7.5",
+        keyed("tensor.data_ptr()", "t.data_ptr()").replace("if tensor.is_floating_point():", "if True:"),
+        "1 of the four bugs is left: look at a tensor that is a part of another; and a part of a tensor may lie",
+    ),
     ("7.5", but(LISTED, "len(t.untyped_storage())", "4 * t.numel()"), "not every number has four bytes"),
     ("7.5", but(COUNTED, "    return tensor\n", ""), "TypeError"),
     ("7.6", RELU, "✅"),
     ("7.6", BY_HAND, "✅"),
     ("7.6", "torch.relu(x)", "the numbers themselves"),
+    ("7.6", but(RELU, "pack_bits(mask)", "pack_bits(x)"), "pack_bits packs truth values, got torch.float32"),
+    ("7.6", but(RELU, "bits, =", "bits ="), "`ctx.saved_tensors` is a tuple"),
+    ("7.6", but(RELU, "unpack_bits(bits, grad.shape)", "bitts"), "NameError"),
     ("7.6", but(RELU, "return x * mask", "return x.clone()"), "negative ones should become 0"),
     ("7.6", but(RELU, "return x * mask", "return mask.to(x)"), "these are the truth values"),
     ("7.6", but(RELU, "return x * mask", "return mask"), "what comes out are the numbers"),
@@ -321,12 +358,20 @@ ANSWERS = [
     ("7.6", "x.detach().clamp(min=0)", "for autograd they are constants"),
     ("7.7", MOST + LENGTHS, "✅"),
     ("7.7", MOST + FREE, "✅"),
+    (
+        "7.7",
+        MOST + "from itertools import combinations\nplaces, plans = range(1, len(inputs)), []\n"
+        "for count in range(len(inputs)):\n    plans += [[0, *cuts] for cuts in combinations(places, count)]\n"
+        "return min(plans, key=most)",
+        "✅",
+    ),
     ("7.7", "[0]", "all inputs are there at once"),
     ("7.7", "list(range(len(inputs)))", "all inputs are there at once"),
     ("7.7", "list(range(0, len(inputs), round(len(inputs) ** 0.5)))", "the root of the number of layers"),
     ("7.7", "list(range(0, len(inputs), math.ceil(len(inputs) ** 0.5)))", "rounded up"),
     ("7.7", "[0, len(inputs) // 2][: len(inputs)]", "that is two segments"),
     ("7.7", ALL + LENGTHS, "the first inputs of later segments are gone"),
+    ("7.7", "list(range(0, len(inputs), 5))", "the most bytes at once: at most "),
     ("7.7", "4", "a list of places is asked for"),
     ("7.7", MOST + but(LENGTHS, "return best", "return best[1:] or [1]"), "the first segment begins at 0"),
     ("7.7", MOST + but(LENGTHS, "return best", "return best + [len(inputs)]"), "places go up"),

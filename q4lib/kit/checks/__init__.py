@@ -3,6 +3,7 @@
 import importlib
 import os
 import pkgutil
+import reprlib
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,23 @@ class Wrong(Exception):  # noqa: N818
 
 
 class NotYet(Exception):  # noqa: N818
-    """The student has not begun: the function is still the stub, which returns None."""
+    """The student's function returns None, as the stub does. If it does more than the stub, check says so."""
+
+
+class ToDo(NotYet):
+    """The function is right as far as it goes; the sentence says what is to be done next."""
+
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 60
+
+
+COMMA = ": in Python a comma makes two of it, write the number without one"
+
+
+def shown(value: Any) -> str:
+    """What a student gave, in a sentence: a long thing is shortened."""
+    return _brief.repr(value)
 
 
 def task(name: str) -> Callable[[Task], Task]:
@@ -92,12 +109,20 @@ def _answer(name: str, value: Any) -> str:
             return f"⏳ {name} not attempted yet"
         return f"✅ {name} {_registered[name](value) or 'right'}"
     except NotYet as error:
+        if _written(value) and not isinstance(error, ToDo):
+            return f"❌ {name} {error}: is a `return` missing, or does `return None` still stand at its end?"
         return f"⏳ {name} not attempted yet{f' ({error})' if str(error) else ''}"
     except Wrong as error:
         return f"❌ {name} {error}"
     # A student's function may do anything, and exit() is a likely thing.
     except BaseException as error:
         return f"❌ {name} {_described(error, value)}"
+
+
+def _written(value: Any) -> bool:
+    """True for a function, or a layer's forward, that does more than return None: by its length in bytecode."""
+    code = getattr(getattr(value, "forward", value), "__code__", None)
+    return code is not None and len(code.co_code) > len((lambda: None).__code__.co_code)
 
 
 def _described(error: BaseException, value: Any) -> str:

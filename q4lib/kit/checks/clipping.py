@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from . import Wrong, task
+from . import Wrong, shown, task
 
 BEFORE, C = (0.1, 0.9, -3.0, 30.0), 3.0
 
@@ -14,7 +14,7 @@ def _number(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise Wrong(f"a number is asked for, yours is {value!r}") from None
+        raise Wrong(f"a number is asked for, yours is {shown(value)}") from None
 
 
 def _compare(value: Any, right: float, likely: dict[float, str], otherwise: str, tolerance: float = 0.015) -> None:
@@ -48,7 +48,7 @@ def soft(value: Any) -> str:
     try:
         clipped = torch.as_tensor(value, dtype=torch.float32).detach().flatten()
     except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"a tensor of four numbers is asked for, yours is {value!r}") from None
+        raise Wrong(f"a tensor of four numbers is asked for, yours is {shown(value)}") from None
     if len(clipped) != len(BEFORE):
         raise Wrong(f"w has {len(BEFORE)} numbers, yours has {len(clipped)}")
     w = torch.tensor(BEFORE)

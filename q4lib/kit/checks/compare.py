@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import NotYet, Wrong
+from . import NotYet, Wrong, shown
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ def compare(
     right: Callable[..., Tensor],
     cases: Sequence[Case],
     mistakes: Mapping[str, Callable[..., Any]],
+    at_most: bool = False,
 ) -> str:
-    """Wrong unless `student` gives what `right` gives in each case.
+    """Wrong unless `student` gives what `right` gives in each case. `at_most` is for its words alone.
 
     Each of the `mistakes` is a function with the sentence that explains it. A student who gets in every case what it
     gets has made it; where none fits, the sentence shows the first case that differs.
@@ -72,13 +73,13 @@ def compare(
         if all(_same(got[i], _attempt(case, mistake)) for i, case in enumerate(cases)):
             raise Wrong(why)
     first = differs[0]
-    raise Wrong(f"for {cases[first].words}: {_difference(got[first], expected[first], cases[first])}")
+    raise Wrong(f"for {cases[first].words}: {_difference(got[first], expected[first], cases[first], at_most)}")
 
 
 def results(student: Any, cases: Sequence[Case]) -> list[Any]:
     """What a student's function gives in each case. NotYet if that is None in the first, Wrong if in another."""
     if not callable(student):
-        raise Wrong(f"a function is asked for, yours is {student!r}: give its name, without brackets after it")
+        raise Wrong(f"a function is asked for, yours is {shown(student)}: give its name, without brackets after it")
     got = []
     for case in cases:
         try:
@@ -111,7 +112,7 @@ def _near(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a.detach().double(), b.detach().double(), rtol=32 * eps, atol=0, equal_nan=True)
 
 
-def _difference(got: Any, expected: Tensor, case: Case) -> str:
+def _difference(got: Any, expected: Tensor, case: Case, at_most: bool) -> str:
     if not isinstance(got, Tensor):
         return f"a tensor is asked for, yours is of type {type(got).__name__}"
     if got.shape != expected.shape:
@@ -124,7 +125,7 @@ def _difference(got: Any, expected: Tensor, case: Case) -> str:
     if got.dtype != expected.dtype and _near(got, expected):
         return f"the numbers are right; their type should be {expected.dtype}, yours is {got.dtype}"
     if not expected.dim():
-        return f"{its:.5g} is asked for, yours is {mine:.5g}"
+        return f"{'at most ' if at_most else ''}{its:.5g} is asked for, yours is {mine:.5g}"
     inputs = case.arguments[0]
     if isinstance(inputs, Tensor) and inputs.shape == expected.shape:
         return f"{inputs.flatten()[at].item():.5g} should become {its:.5g}, yours becomes {mine:.5g}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import NotYet, Wrong, task
+from . import NotYet, Wrong, shown, task
 from .compare import Case, compare
 from .slopes import Function
 
@@ -127,7 +127,7 @@ def _signed(gradient: Function, w: float, step: float, rate: float, steps: int) 
 def settle(student: Any) -> str:
     """A training of the student's own that ends on the best level."""
     if not callable(student):
-        raise Wrong(f"a function is asked for, yours is {student!r}: give its name, without brackets after it")
+        raise Wrong(f"a function is asked for, yours is {shown(student)}: give its name, without brackets after it")
     rate, steps, ends, problems = 0.1, 60, [], []
     for _ in range(40):
         step, best = DRAW.choice((0.125, 0.2, 1.0)), DRAW.randint(-5, 5)

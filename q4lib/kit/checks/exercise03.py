@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ... import quant
 from ...layers import FP32
-from . import NotYet, Wrong, task
+from . import NotYet, Wrong, shown, task
 from .compare import Case, compare, fresh, weights
 from .slopes import Function, slopes
 
@@ -52,7 +52,7 @@ def _layer(
         return call
 
     if not (isinstance(student, type) and issubclass(student, kind)):
-        raise Wrong(f"the class is asked for, without brackets after it; yours is {student!r}")
+        raise Wrong(f"the class is asked for, without brackets after it; yours is {shown(student)}")
     _, x, _, sizes, options = cases[0].arguments
     layer = student(*sizes, **options).double()
     with torch.no_grad():
@@ -170,7 +170,7 @@ def linear(student: Any) -> str:
 def initialize(student: Any) -> str:
     """Normal weights of the paper's variances, biases of 0."""
     if not callable(student):
-        raise Wrong(f"a function is asked for, yours is {student!r}: give its name, without brackets after it")
+        raise Wrong(f"a function is asked for, yours is {shown(student)}: give its name, without brackets after it")
     kinds: dict[str, Any] = {
         "Conv2d(24, 96, 3)": nn.Conv2d(24, 96, 3),
         "Linear(60, 400)": nn.Linear(60, 400),

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from ...layers import FP32, Conv4bit, Linear4bit, quantized_layers
 from ...models import SimpleResNet4bit
 from ...quant import quantize
-from . import NotYet, Wrong, task
+from . import NotYet, Wrong, shown, task
 from .compare import fresh
 
 
 def called(student: Any, *arguments: Any) -> Any:
     if not callable(student):
-        raise Wrong(f"a function is asked for, yours is {student!r}: give its name, without brackets after it")
+        raise Wrong(f"a function is asked for, yours is {shown(student)}: give its name, without brackets after it")
     result = student(*arguments)
     if result is None:
         raise NotYet("your function returns None")

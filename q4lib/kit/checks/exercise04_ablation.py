@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Wrong, task
+from . import Wrong, shown, task
 from .compare import Case, compare, fresh
 from .plain import Function, converted, near
 
@@ -30,7 +30,8 @@ def _ends(result: Any) -> Tensor:
         low, high, _ = result
         return torch.tensor([float(low), float(high)])
     except (TypeError, ValueError):
-        raise Wrong(f"two numbers and a word are asked for, `return low, high, word`, yours is {result!r}") from None
+        mine = shown(result)
+        raise Wrong(f"two numbers and a word are asked for, `return low, high, word`, yours is {mine}") from None
 
 
 def _around(mean: float, half: float) -> tuple[float, float]:
@@ -133,7 +134,7 @@ def verdict(student: Any) -> str:
     for case in cases:
         low, high, word = case.call(student)
         if word not in WORDS:
-            raise Wrong(f"the word is one of {', '.join(map(repr, WORDS))}, yours is {word!r}")
+            raise Wrong(f"the word is one of {', '.join(map(repr, WORDS))}, yours is {shown(word)}")
         if word != _word(low, high):
             why = "it contains 0" if low <= 0 <= high else "all of it lies on one side of 0"
             raise Wrong(

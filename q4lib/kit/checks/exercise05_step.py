@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...layers import Linear4bit
-from . import Wrong, task
+from . import Wrong, shown, task
 from .compare import Case, compare, fresh
 from .exercise05 import SHAPES, adamw, random
 from .plain import Function, converted, number
@@ -151,7 +151,7 @@ def _as_method(function: Function) -> Function:
 def mended(student: Any) -> str:
     """The broken optimizer's step without its four bugs."""
     if not callable(student):
-        raise Wrong(f"a function is asked for, yours is {student!r}: give its name, without brackets after it")
+        raise Wrong(f"a function is asked for, yours is {shown(student)}: give its name, without brackets after it")
 
     mistakes = {
         f"{count} of the four bugs {'is' if count == 1 else 'are'} left: look at "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Wrong, task
+from . import Wrong, shown, task
 from .compare import Case, compare, fresh
 from .exercise04_ablation import T
 from .plain import Function, converted, near, number
@@ -35,12 +35,25 @@ def _with_restart(done: Function, always: bool = False) -> Function:
     return function
 
 
+HARD_CODED = "0.001 and 100 are the values of `first` and `half_period` where none are given: use the names"
+
+
 @task("6.1")
 def rate(student: Any) -> str:
     """The cosine that runs on, and the one that restarts."""
     mistakes: dict[str, Function] = {
         "epoch 1 has the full rate: of the period, `epoch - 1` epochs have gone by": lambda e, *a: _rate(e + 1, *a),
+        "with `restart`, too, epoch 1 has the full rate: take 1 off first, `(epoch - 1) % half_period`": _with_restart(
+            lambda e, p: e % p
+        ),
+        "epoch 1 has the full rate, so count `epoch - 1`; and it always restarts: without `restart` it runs on": (
+            _with_restart(lambda e, p: e % p, always=True)
+        ),
+        "take 1 off first, and then the remainder: `(epoch - 1) % half_period`": _with_restart(lambda e, p: e % p - 1),
         "the half is missing: the first rate is 1 + cos(0) = 2 times too much": lambda *a: 2 * _rate(*a),
+        HARD_CODED: lambda e, first, p, restart: _rate(e, 0.001, 100, restart),
+        f"{HARD_CODED} (`first` is right)": lambda e, first, p, restart: _rate(e, first, 100, restart),
+        f"{HARD_CODED} (`half_period` is right)": lambda e, first, p, restart: _rate(e, 0.001, p, restart),
         "that is the share: times `first`": lambda e, first, *a: _rate(e, 1.0, *a),
         "`math.cos` takes radians: π is half a turn": lambda e, first, p, restart: (
             first * _cosine((e - 1) % p if restart else e - 1, p, turn=180)
@@ -103,7 +116,7 @@ def _pair(result: Any) -> Tensor:
         first, second = result
         return torch.tensor([float(first), float(second)])
     except (TypeError, ValueError):
-        raise Wrong(f"two numbers are asked for, `return a, b`, yours is {result!r}") from None
+        raise Wrong(f"two numbers are asked for, `return a, b`, yours is {shown(result)}") from None
 
 
 def _line(choose: Function, key: str = "test_acc", offset: int = 0) -> Function:

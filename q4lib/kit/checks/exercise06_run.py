@@ -15,7 +15,7 @@ from ...pack import load_model
 from ...recipes import RECIPES, Recipe
 from ...train import evaluate
 from ..classroom import ARMS, class_recipe, class_run, draw, finished, noted, predicted
-from . import NotYet, Wrong, task
+from . import NotYet, ToDo, Wrong, shown, task
 from .compare import fresh
 
 BUDGET = {"bits": 3, "epochs": 5, "val": 300}
@@ -51,8 +51,12 @@ def within_budget(value: Any) -> str:
 
 
 def _folder(value: Any) -> Path:
+    if callable(value):  # the cell gives the function where that gave None
+        raise NotYet("your function returns None")
+    if isinstance(value, Recipe):
+        raise Wrong("that is the recipe: train it with `watch(recipe)`, and return what that gives")
     if not isinstance(value, str | PathLike):
-        raise Wrong(f"the folder of a run is asked for, as `watch` returns it, yours is {value!r}")
+        raise Wrong(f"the folder of a run is asked for, as `watch` returns it, yours is {shown(value)}")
     return Path(value)
 
 
@@ -65,7 +69,8 @@ def _in_budget(asked: dict[str, Any]) -> None:
         raise Wrong(f"the budget is {BUDGET['epochs']} epochs, this run has {asked['epochs']}")
     if not asked["val"]:
         raise Wrong(
-            f"this run chooses by the test set: hold {BUDGET['val']} images out for that, with `val={BUDGET['val']}`"
+            f"this run holds no images out, so only the test set could say which of your recipes is the best: set "
+            f"`val={BUDGET['val']}` in the recipe"
         )
     if asked["val"] != BUDGET["val"]:
         raise Wrong(f"{BUDGET['val']} images are to be held out, this run holds out {asked['val']}")
@@ -109,7 +114,7 @@ PARTS = {"soft_clip": "the soft clip", "grad_clip": "the gradient clip", "fixed_
 def arm_recipe(student: Any) -> str:
     """For each arm the recipe that leaves out its parts and nothing else, with the seed that is asked for."""
     if not callable(student):
-        raise Wrong(f"a function is asked for, yours is {student!r}: give its name, without brackets after it")
+        raise Wrong(f"a function is asked for, yours is {shown(student)}: give its name, without brackets after it")
     bases = [RECIPES["digits"], RECIPES["miniature"]]
     seeds = (1 + torch.randperm(9_999, generator=fresh())[: 2 * len(ARMS)]).tolist()
     for base in bases:
@@ -119,7 +124,7 @@ def arm_recipe(student: Any) -> str:
             if got is None and base is bases[0] and arm == "full method":
                 raise NotYet("your function returns None")
             if not isinstance(got, Recipe):
-                raise Wrong(f"for {arm!r} a Recipe is asked for, as `replace(...)` returns it, yours is {got!r}")
+                raise Wrong(f"for {arm!r} a Recipe is asked for, as `replace(...)` returns it, yours is {shown(got)}")
             _same_recipe(asdict(got), asdict(base) | changes | {"seed": seed}, arm, changes)
     return f"{len(ARMS)} of {len(ARMS)} arms"
 
@@ -150,7 +155,7 @@ def _same_recipe(got: dict[str, Any], wanted: dict[str, Any], arm: str, changes:
 def prediction(student: Any) -> str:
     """A prediction written down before the student's own run, and the finished run; how far off it was."""
     if not callable(student):
-        raise Wrong(f"a function is asked for, yours is {student!r}: give its name, without brackets after it")
+        raise Wrong(f"a function is asked for, yours is {shown(student)}: give its name, without brackets after it")
     told = student()
     if told is None:
         raise NotYet("your function returns None")
@@ -161,7 +166,7 @@ def prediction(student: Any) -> str:
     folder, (arm, seed) = class_run(name), draw(name)
     note = noted(folder)
     if note is None:
-        raise NotYet("your prediction is well formed; now run the cell that writes it down and trains")
+        raise ToDo("your prediction is well formed; now run the cell that writes it down and trains")
     try:
         facts, epochs = read_log(folder)
     except RunError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import Wrong, task
+from . import Wrong, shown, task
 from .compare import Case, compare, fresh
 from .plain import Function, converted, number
 
@@ -167,7 +167,9 @@ def _peak(layers: Layers, bugs: str = "") -> tuple[int, str]:
 def _first(result: Any) -> Tensor:
     """The first of two results, as a number."""
     if not isinstance(result, tuple | list) or len(result) != 2:
-        raise Wrong(f"two things are asked for, the peak and the layer's name, yours is {result!r}")
+        raise Wrong(f"two things are asked for, the peak and the layer's name, yours is {shown(result)}")
+    if isinstance(result[0], str):
+        raise Wrong(f"the peak comes first, then the layer's name; yours is {shown(result)}")
     return number(result[0])
 
 
@@ -201,7 +203,7 @@ def peak(student: Any) -> str:
         if mine != where:
             raise Wrong(
                 f"for {case.words}: the peak is right, and {where!r} is the first layer where it is so high; yours is "
-                f"{mine!r}"
+                f"{shown(mine)}"
             )
     return answer
 
@@ -218,11 +220,27 @@ def _pieces(batch: int, memory: int, peak: int, trainable: int, frozen: int, bug
         images = images if "fraction" in bugs else math.ceil(images) if "images up" in bugs else math.floor(images)
     if "at least one" in bugs:
         images = max(images, 1)
-    if images < 1:
+    if images == 0 or (images < 1 and "no zero" not in bugs):
         return 0
     if "images" in bugs.split(", "):
         return images
     return batch // images + ("one more" in bugs) if "down" in bugs or "one more" in bugs else math.ceil(batch / images)
+
+
+def _divides(student: Any) -> Any:
+    """`student`, with a sentence for its division by the images that fit, where none does."""
+    if not callable(student):
+        return student
+
+    def function(*arguments: Any) -> Any:
+        try:
+            return student(*arguments)
+        except ZeroDivisionError:
+            if _pieces(*arguments):
+                raise
+            raise Wrong("where no image fits, you divide by 0: give back 0 before that") from None
+
+    return function
 
 
 @task("7.4")
@@ -243,6 +261,12 @@ def pieces(student: Any) -> str:
         "a piece has whole images: round down what fits": "fraction",
         "images that do not quite fit do not fit: round down": "images up",
         "where not even one image fits, 0 is asked for": "at least one",
+        "where the parameters alone do not fit, there is room for less than no image: 0 is asked for there, too": (
+            "no zero"
+        ),
+        "a piece has whole images, so round down what fits; and where not even one fits, 0 is asked for": (
+            "fraction, no zero"
+        ),
     }
     image, room, some = 1000 + 100 * size(), size(), 40 + size()
     parameters = 16 * some + 4 * 10 * some
@@ -257,4 +281,4 @@ def pieces(student: Any) -> str:
         Case("a memory one byte too small for an image", (8, parameters + image - 1, image, some, 10 * some)),
         Case("a memory too small for the parameters", (8, parameters - 500, image, some, 10 * some)),
     ]
-    return _compared(student, _pieces, cases, mistakes)
+    return _compared(_divides(student), _pieces, cases, mistakes)

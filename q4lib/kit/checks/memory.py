@@ -42,23 +42,21 @@ def kept_by_a_convolution(value: Any) -> str:
 
 
 @task("07.c")
-def temporary_of_block_2(value: Any) -> str:
-    """MB that block 2's depthwise convolution needs for a moment: 96 maps of 112 by 112 read, of 56 by 56 written."""
+def read_by_block_2(value: Any) -> str:
+    """MB that block 2's depthwise convolution reads, 96 maps of 112 by 112; it writes as many of 56 by 56."""
     read, written = 4 * 96 * 112**2 / 1e6, 4 * 96 * 56**2 / 1e6
     likely = {
-        read: "that is what it reads: what it writes must exist at the same time",
-        written: "that is what it writes: what it reads must exist at the same time",
-        (read + written) / 4: "that counts numbers: an FP32 number has 4 bytes",
-        2 * read: "it writes maps of 56 by 56, a quarter of what it reads",
-        1.5 * read: "half the side is a quarter of the map",
-        read - written: "both exist at the same time: add them",
-        (4 * 16 * 112**2 + 4 * 96 * 112**2) / 1e6: "that is the layer before it, which makes 96 maps of 16",
-        1e6 * (read + written): "that is in bytes: MB are asked for",
-        (read + written) * 1e6 / 2**20: "these are MiB, of 1,048,576 bytes: here a MB has 1,000,000",
-        8 * (read + written): "that is for 8 images: MB of one are asked for",
+        read + written: "that is what it reads and writes: what does it read?",
+        written: "that is what it writes, or how many million numbers it reads: an FP32 number has 4 bytes",
+        read - written: "both exist at the same time, nothing is to be taken away: what does it read?",
+        4 * 16 * 112**2 / 1e6: "that is what the layer before it reads, which makes 96 maps of 16",
+        read / 96: "that is one map: it reads 96",
+        1e6 * read: "that is in bytes: MB are asked for",
+        read * 1e6 / 2**20: "these are MiB, of 1,048,576 bytes: here a MB has 1,000,000",
+        8 * read: "that is for 8 images: MB of one are asked for",
     }
-    compare_number(value, read + written, likely, "input and output, 4 bytes a number, in millions", 0.005)
-    return "4.82 MB read and 1.20 MB written, at the same time"
+    compare_number(value, read, likely, "96 maps of 112 by 112 numbers, 4 bytes each, in millions", 0.005)
+    return "4.82 MB read, and 1.20 MB written at the same time: the 6.02 of the highest bar"
 
 
 @task("07.d")

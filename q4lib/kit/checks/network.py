@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import Wrong, task
+from . import COMMA, Wrong, shown, task
 
 
 def _compare(value: Any, right: int, likely: dict[int, str], nearby: str) -> None:
@@ -10,7 +10,7 @@ def _compare(value: Any, right: int, likely: dict[int, str], nearby: str) -> Non
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise Wrong(f"a number is asked for, yours is {value!r}") from None
+        raise Wrong(f"a number is asked for, yours is {shown(value)}{COMMA * isinstance(value, tuple)}") from None
     if number in likely:
         raise Wrong(f"{number:,.0f}: {likely[int(number)]}")
     if number != right:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Wrong
+from . import Wrong, shown
 
 Function = Callable[..., Any]
 
@@ -28,7 +28,7 @@ def number(result: Any) -> Tensor:
     try:
         return torch.tensor(float(result))
     except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"one number is asked for, yours is {result!r}") from None
+        raise Wrong(f"one number is asked for, yours is {shown(result)}") from None
 
 
 def near(student: Any, right: Callable[..., Tensor], tolerance: float) -> Any:

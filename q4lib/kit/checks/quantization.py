@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Wrong, task
+from . import Wrong, shown, task
 
 FIVE = torch.tensor([0.31, -0.84, 0.05, 0.58, -0.20], dtype=torch.float64)
 AMAX = 0.63
@@ -16,7 +16,7 @@ def _number(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise Wrong(f"a number is asked for, yours is {value!r}") from None
+        raise Wrong(f"a number is asked for, yours is {shown(value)}") from None
 
 
 def _five(value: Any) -> Tensor:
@@ -25,7 +25,7 @@ def _five(value: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         numbers = torch.empty(0)
     if len(numbers) != 5:
-        raise Wrong(f"five numbers are asked for, one for each weight, yours is {value!r}")
+        raise Wrong(f"five numbers are asked for, one for each weight, yours is {shown(value)}")
     return numbers
 
 

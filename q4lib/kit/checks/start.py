@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...pack import load_model
 from .. import asset
-from . import Wrong, task
+from . import Wrong, shown, task
 
 
 @task("00.a")
@@ -19,7 +19,7 @@ def different(value: Any) -> str:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise Wrong(f"a number is asked for, yours is {value!r}") from None
+        raise Wrong(f"a number is asked for, yours is {shown(value)}") from None
     if number == weight.numel():
         raise Wrong(f"{number:,.0f} is how many weights there are: most of them are equal to others")
     if number == 16:

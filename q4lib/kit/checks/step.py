@@ -3,7 +3,7 @@
 from math import hypot, sqrt, tanh
 from typing import Any
 
-from . import Wrong, task
+from . import COMMA, Wrong, shown, task
 
 
 def compare_number(value: Any, right: float, likely: dict[float, str], otherwise: str, tolerance: float) -> None:
@@ -11,13 +11,19 @@ def compare_number(value: Any, right: float, likely: dict[float, str], otherwise
     try:
         number = float(value)
     except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"one number is asked for, yours is {value!r}") from None
+        raise Wrong(f"one number is asked for, yours is {shown(value)}{COMMA * isinstance(value, tuple)}") from None
     if abs(number - right) <= tolerance:
         return
     for mistaken, why in likely.items():
         if abs(number - mistaken) <= tolerance * max(1, abs(mistaken)):  # 83.9, rounded, is 83.904 in percent
-            raise Wrong(f"{number:.4g}: {why}")
-    raise Wrong(f"{number:.4g} is too {'large' if number > right else 'small'}: {otherwise}")
+            raise Wrong(f"{_told(number)}: {why}")
+    if number in (float(f"{right:.1g}"), float(f"{right:.2g}")):
+        raise Wrong(f"{_told(number)} is right as far as it goes: round less, to three digits")
+    raise Wrong(f"{_told(number)} is too {'large' if number > right else 'small'}: {otherwise}")
+
+
+def _told(number: float) -> str:
+    return f"{number:,.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:.4g}"
 
 
 @task("05.a")

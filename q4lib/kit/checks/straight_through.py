@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...models import SimpleResNet4bit
-from . import Wrong, task
+from . import Wrong, shown, task
 
 
 @task("02.a")
@@ -107,4 +107,4 @@ def _number(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise Wrong(f"a number is asked for, yours is {value!r}") from None
+        raise Wrong(f"a number is asked for, yours is {shown(value)}") from None

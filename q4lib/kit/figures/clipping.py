@@ -55,8 +55,9 @@ def plot_outlier(
         for side in (-1, 1):
             label = f"your guess: {guess:g} levels" if side > 0 else None
             axes.axvline(side * guess * step / 2, color=ORANGE, linestyle="--", linewidth=2, label=label)
-    axes.plot((outlier, outlier), (2.5, 40), color=ORANGE, marker="v", markevery=(0, 2), linewidth=2)
-    axes.text(outlier, 60, "the outlier", ha="center", color=ORANGE)
+    if outlier >= weights[:-1].max():
+        axes.plot((outlier, outlier), (2.5, 40), color=ORANGE, marker="v", markevery=(0, 2), linewidth=2)
+        axes.text(outlier, 60, "the outlier", ha="center", color=ORANGE)
     axes.set(xlabel="weight (a thin line is a level)", ylabel="weights", yscale="log", xlim=(-1, 1), ylim=(0.5, 1e5))
     axes.set(yticks=(1, 100, 10_000), yticklabels=("1", "100", "10,000"))
     axes.minorticks_off()

@@ -45,7 +45,9 @@ def _measured_on(epochs: Sequence[dict[str, Any]]) -> tuple[str, str]:
 def plot_curve(run: Path, guess: float | None = None) -> tuple[Figure, str]:
     """A run so far: accuracy after each epoch, and the learning rate up to its end."""
     facts, epochs = read_log(run)
-    recipe = Recipe(**facts["recipe"])
+    told = facts["recipe"]
+    # Of any kind of recipe: a transfer's has fields and models of its own.
+    recipe = Recipe(told["name"], **{key: told[key] for key in ("epochs", "schedule", "schedule_epochs", "warmup")})
     end, done = recipe.epochs, [line["epoch"] for line in epochs]
     figure, (left, right) = panels(2)
     for key, label, colour, marker in (("train_acc", "training", GREY, "."), (*_measured_on(epochs), BLUE, "o")):
@@ -62,7 +64,7 @@ def plot_curve(run: Path, guess: float | None = None) -> tuple[Figure, str]:
     right.set(title="share of the full learning rate", xlabel="epochs done", xlim=(0, end), ylim=(0, 1.05))
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    return figure, f"{recipe.name}, {recipe.bits}-bit weights, {recipe.data}\n{so_far(run)}"
+    return figure, f"{told['name']}, {told['bits']}-bit weights, {told['data']}\n{so_far(run)}"
 
 
 @cache
@@ -179,7 +181,7 @@ def _table() -> np.ndarray:
 
 
 @matplotlib.rc_context(STYLE)
-def plot_confusion(true: str = "cat", guess: tuple[str, str] | None = None) -> tuple[Figure, str]:
+def plot_confusion(true: str = "cat", guess: Sequence[str] | None = None) -> tuple[Figure, str]:
     """What the network answers to 1,000 test images of each class: true classes down, answers across."""
     counts, classes = confusion()
     row = classes.index(true)
@@ -198,7 +200,7 @@ def plot_confusion(true: str = "cat", guess: tuple[str, str] | None = None) -> t
         f"{100 * counts.trace() / counts.sum():.2f} % right",
     ]
     if guess is not None:
-        if not (isinstance(guess, tuple) and len(set(guess)) == 2 and set(guess) <= set(classes)):
+        if not (isinstance(guess, tuple | list) and len(set(guess)) == 2 and set(guess) <= set(classes)):
             raise ValueError(f"guess must be two of {', '.join(classes)}, such as ('cat', 'dog'), got {guess!r}")
         a, b = (classes.index(name) for name in guess)
         for x, y in ((a, b), (b, a)):

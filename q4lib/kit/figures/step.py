@@ -204,7 +204,7 @@ def plot_codes(
         left.vlines(range(30), start, end, color=colours, linewidth=1.5)
         left.scatter(range(30), end, s=16, color=colours)
         left.grid(False)
-        left.set(title="30 weights: orange changed code", ylabel="weight / scale", yticks=range(-7, 8, 2), xticks=[])
+        left.set(title="30 weights (new code: orange)", ylabel="weight / scale", yticks=range(-7, 8, 2), xticks=[])
         left.set(ylim=(-7.5, 7.5))
         right.plot(list(share), list(share.values()), color=GREY, marker="o")
         right.plot(learning_rate, share[learning_rate], color=BLUE, marker="o", markersize=11)

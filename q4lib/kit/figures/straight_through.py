@@ -167,14 +167,14 @@ def plot_hops(
     rose, fell = true > 0, true < 0
     stood = ~(rose | fell)
     share = 100 / len(true)
-    figure, (left, right) = panels(2, width_ratios=(3, 2), wspace=0.42)
+    figure, (left, right) = panels(2, width_ratios=(3, 2), wspace=0.42, top=0.86)
     bars = {"stood still": (stood, GREY, "."), "fell": (fell, BLUE, "."), "rose": (rose, ORANGE, "^")}
     for chosen, colour, marker in bars.values():
         left.plot(1000 * promised[chosen], 1000 * true[chosen], marker, color=colour, markersize=5, alpha=0.6)
     low = 1000 * promised.min().item()
     left.plot([low, 0], [low, 0], "--", color=GREEN, label="promise kept")
     left.axhline(0, color="black", linewidth=0.8)
-    left.set(xlabel="promised change of the loss (thousandths)", ylabel="true change")
+    left.set(xlabel="promised change of the loss (thousandths)", ylabel="true change (thousandths)")
     left.legend(loc="lower right")
     counts = [int(chosen.sum()) for chosen, _, _ in bars.values()]
     drawn = right.barh(list(bars), counts, color=[colour for _, colour, _ in bars.values()])
@@ -183,7 +183,9 @@ def plot_hops(
     right.invert_yaxis()
     right.grid(visible=False)
     if guess is not None:
-        right.set_title(f"wrong: guessed {guess:g} %, is {found.wrong:.0f} %", fontsize=11)
+        right.set_title(
+            f"of those that hop, rose for {found.wrong:.0f} %\n(guessed for 0 steps, 0.05: {guess:g} %)", fontsize=10
+        )
     return figure, (
         f"trained {trained} steps, way {way:g}: {share * int((~stood).sum()):.0f} % of the weights change level, "
         f"the loss rises for {found.wrong:.0f} % of these\n"
@@ -204,7 +206,8 @@ def plot_runs(runs: Mapping[str, Path], guess: float | None = None) -> tuple[Fig
     axes.axhline(CHANCE, color=GREY, linestyle=":", label=f"blind: {CHANCE} %")
     if guess is not None:
         axes.plot(len(values), guess, "D", color="black", label="your guess: without")
-    axes.set(xlabel="epoch", ylabel="digits right (%)", ylim=(0, 102), xticks=epochs)
+    axes.set(xlabel="epoch", ylabel="digits right (%)", ylim=(0, 102))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(title="straight-through", loc="center left", bbox_to_anchor=(1, 0.5))
     first, *_, last = (line["train_loss"] for line in logs["without"])
     questions = {

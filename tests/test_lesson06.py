@@ -234,6 +234,10 @@ def test_what_the_prose_says_of_the_logs():
     assert "Automobiles are found best, cats worst" in PROSE and "101 times against 69" in PROSE
     assert (COUNTS.diagonal().argmax(), COUNTS.diagonal().argmin()) == (1, 3)
     assert (COUNTS[3, 5], COUNTS[5, 3]) == (101, 69)
+    assert f"{100 * math.sqrt(2 * 0.92 * 0.08 / 10_000):.2f} points, if they had nothing in common" in PROSE
+    shown = "".join(out.get("text", "") for cell in LESSON.cells if cell.id == "code-09" for out in cell.outputs)
+    _, second, third, fourth = (round(float(value)) for value in re.findall(r"test (\S+) % · ", shown)[:4])
+    assert f"as from {second} to {third} and up to {fourth} % in our run" in PROSE.replace("\n", " ")
     smoothing = RECIPES["fast"].label_smoothing
     assert f"{1 - 0.9 * smoothing:.2f} for the true class and {smoothing / 10:.2f} for each other" in PROSE
 

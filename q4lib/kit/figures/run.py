@@ -201,7 +201,7 @@ def plot_confusion(true: str = "cat", guess: Sequence[str] | None = None) -> tup
     ]
     if guess is not None:
         if not (isinstance(guess, tuple | list) and len(set(guess)) == 2 and set(guess) <= set(classes)):
-            raise ValueError(f"guess must be two of {', '.join(classes)}, such as ('cat', 'dog'), got {guess!r}")
+            raise ValueError(f"guess must be two of {', '.join(classes)}, such as ('ship', 'truck'), got {guess!r}")
         a, b = (classes.index(name) for name in guess)
         for x, y in ((a, b), (b, a)):
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=3))

@@ -41,7 +41,7 @@ def _loss(value: float, target: float = TARGET) -> float:
 def plot_slope(weight: float = 0.13, nudge: float = 0.02, guess: float | None = None) -> tuple[Figure, str]:
     """Left: one weight and its level on the staircase. Right: its loss, flat but for jumps. An arrow is the nudge."""
     figure, sides = panels(2)
-    places = weight, weight + nudge
+    places = weight, round(weight + nudge, 2)  # 0.13 + 0.17 is the edge at 0.3, and not a last bit beyond
     for axes, height, label in zip(sides, (lambda q: q, _loss), ("q(w)", "loss"), strict=True):
         _stairs(axes, -0.6, 0.8, height)
         heights = [height(_round(w)) for w in places]

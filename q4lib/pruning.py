@@ -2,7 +2,8 @@
 
 What goes is a hidden channel: one output of the convolution that expands, with its depthwise filter and its input to
 the projection; a block keeps the widths of its own input and output. The first block has no expansion: its hidden
-channels are the output of the stem. After V of the activation-memory paper (see `memory`).
+channels are the output of the stem, unless it adds that to its own. After V of the activation-memory paper (see
+`memory`).
 """
 
 import copy
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from .memory import Profile, profile
 
-STEM = "features.0"
+STEM, FIRST = "features.0", "features.1"
 
 
 def sensitive_blocks(found: Profile) -> list[str]:
@@ -36,6 +37,8 @@ def hidden_layers(model: nn.Module) -> dict[str, tuple[Any, Any, Any, Any, Any]]
     for name, module in model.named_modules():
         if isinstance(module, InvertedResidual):
             *expansion, depthwise, projection, _ = module.conv
+            # Narrow networks' first block adds the stem's output to its own: these channels must stay.
+            before = None if module.use_res_connect else before
             if maker := expansion[0] if expansion else before:
                 blocks[".".join(name.split(".")[:2])] = (maker[0], maker[1], depthwise[0], depthwise[1], projection)
             before = None
@@ -71,7 +74,7 @@ def prune(model: nn.Module, ratios: Mapping[str, float], norms: Mapping[str, Ten
     layers = hidden_layers(model)
     for name, ratio in ratios.items():
         if name not in layers:
-            raise ValueError(f"{name!r} is no inverted residual block, the blocks are {', '.join(layers)}")
+            raise ValueError(f"{name!r} has no channels to prune, the blocks that have are {', '.join(layers)}")
         maker, maker_norm, depthwise, depthwise_norm, projection = layers[name]
         width = kept_width(name, projection.in_channels, ratio)
         if (given := len(norms.get(name, ()))) != projection.in_channels:
@@ -111,7 +114,7 @@ def solve_ratios(model: nn.Module, input_shape: tuple[int, ...], target: float |
     Without a target: at most the peak of the blocks that are not pruned. ValueError if a block can't reach the target.
     """
     layers = hidden_layers(model)
-    first = next(iter(layers))
+    first = FIRST if FIRST in layers else ""
     whole = profile(model, input_shape)
     sensitive = {first if name == STEM else name for name in sensitive_blocks(whole)}
     full = {name: layers[name][4].in_channels for name in layers if name in sensitive}

@@ -164,6 +164,19 @@ REPNET = Transfer(
     source="cifar10-first5",
     trains="side",
 )
+# The same in seconds: from the digits 0 to 4 to the digits 5 to 9.
+DIGITS = replace(
+    PRETRAIN,
+    name="digits-pretrain",
+    data="digits-first5",
+    width=0.25,
+    epochs=4,
+    schedule_epochs=4,
+    batch_size=16,
+    lr=5e-3,
+    crop=2,
+    flip=False,
+)
 
 TRANSFERS = {
     recipe.name: recipe
@@ -176,6 +189,18 @@ TRANSFERS = {
         REPNET,
         replace(REPNET, name="repnet-pruned", start="pruned"),
         replace(REPNET, name="repnet-random", start="random"),
+        DIGITS,
+        replace(
+            DIGITS,
+            name="digits-repnet",
+            data="digits-last5",
+            start="digits-pretrain",
+            source="digits-first5",
+            trains="side",
+            epochs=3,
+            schedule_epochs=3,
+            head_lr=1e-3,
+        ),
     )
 }
 

@@ -1,31 +1,38 @@
-"""Reference answers against torch's own quantizer, files that are really written, and steps that are really taken."""
+"""Reference answers against torch's own quantizer and fusion, q4lib's pruner, files and steps that are real."""
 
 import math
 import random
+import re
+from copy import deepcopy
 from itertools import combinations
 
+import nbformat
 import pytest
 import solving
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
+from torchvision.models import mobilenet_v2
 
 from q4lib import Conv4bit, SimpleResNet4bit
 from q4lib.kit.checks import exercise07_saved
 from q4lib.layers import quantized_layers
 from q4lib.memory import measure, profile
 from q4lib.pack import save_model
+from q4lib.pruning import channel_norms, kept_width, prune, solve_ratios
 from q4lib.quant import statistics
+from q4lib.repnet import RepNet, Reprogrammed
 
 
 @pytest.fixture(scope="module")
 def answers():
-    """What the solutions of exercises 02, 03 and 07 define."""
+    """What the solutions of exercises 02, 03, 07 and 08 define."""
     namespace = {}
     for path in solving.SOLUTIONS:
-        if path.stem[:2] in ("02", "03", "07"):
+        if path.stem[:2] in ("02", "03", "07", "08"):
             for cell in solving.code(path):
                 exec(cell, namespace)
     return namespace
@@ -145,3 +152,86 @@ def test_the_best_plan_that_is_named_is_the_best_of_all(n):
     inputs = [random.randint(1, 40) for _ in range(n)]
     plans = [[0, *cuts] for count in range(n) for cuts in combinations(range(1, n), count)]
     assert exercise07_saved._least(inputs) == min(exercise07_saved._most(inputs, begins) for begins in plans)
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    """A MobileNetV2 whose batch norms have seen something, in eval mode."""
+    torch.manual_seed(0)
+    model = mobilenet_v2(num_classes=5)
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(4, 3, 64, 64))
+    return model.eval()
+
+
+def test_the_ratio_for_a_target_is_the_solvers(answers):
+    """Block 2's hungriest layer, with this target too, is its first: it reads 16 maps and makes the hidden ones."""
+    model, target, each = RepNet(mobilenet_v2()), 700_000, 4 * 48**2
+    hungriest = max((cost for cost in profile(model, (3, 96, 96)).layers), key=lambda cost: cost.peak)
+    assert hungriest.name == "features.2.block.conv.0.0"
+    ratio = answers["ratio_for"](96, hungriest.peak - 96 * each, each, target)
+    assert 0 < ratio == pytest.approx(solve_ratios(model, (3, 96, 96), target)["features.2"])
+
+
+@torch.no_grad()
+def test_norms_and_who_stays_are_as_the_library_has_them(answers, mobilenet):
+    images, read = torch.randn(5, 3, 64, 64), []
+    hook = mobilenet.features[2].conv[2].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    for part in images.split(2):
+        mobilenet(part)
+    hook.remove()
+    theirs = channel_norms(mobilenet, images.split(2))["features.2"]
+    torch.testing.assert_close(answers["norms"](read), theirs.float())
+    for ratio in (percent / 100 for percent in range(99)):
+        stay = answers["staying"](torch.rand(100), ratio)
+        assert len(stay) == kept_width("block", 100, ratio) and stay.equal(stay.sort().values)
+
+
+@torch.no_grad()
+def test_a_pruned_block_is_the_librarys(answers, mobilenet):
+    """Block 3 has the exercise's form, but for its shortcut."""
+    whole = mobilenet.features[3]
+    (expand, norm1, relu1), (deep, norm2, relu2), project, norm3 = whole.conv
+    block = nn.Sequential(expand, norm1, relu1, deep, norm2, relu2, project, norm3)
+    norms, x = torch.rand(144), torch.randn(2, 24, 8, 8)
+    smaller = prune(mobilenet, {"features.3": 0.46}, {"features.3": norms}).features[3]
+    ours = answers["pruned"](block, answers["staying"](norms, 0.46)).eval()
+    assert [p.shape for p in ours.parameters()] == [p.shape for p in smaller.parameters()]
+    torch.testing.assert_close(x + ours(x), smaller(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"bias": False, "stride": 2}, {"groups": 4, "padding": 1}])
+def test_a_folded_batch_norm_is_as_torch_folds_it(answers, options):
+    conv, norm = nn.Conv2d(4, 8, 3, **options).eval(), nn.BatchNorm2d(8, eps=1e-2)
+    nn.init.uniform_(norm.weight), nn.init.normal_(norm.bias)
+    norm(torch.randn(9, 8, 5, 5) * 3 + 1)
+    ours, theirs = answers["folded"](conv, norm.eval()), fuse_conv_bn_eval(conv, norm)
+    torch.testing.assert_close((ours.weight, ours.bias), (theirs.weight, theirs.bias))
+
+
+def test_the_connection_computes_what_a_rep_net_does(answers, mobilenet):
+    """Block 3 of a MobileNetV2, and a side network at its size, so that nothing has to be fitted."""
+    frozen, side = mobilenet.features[3], nn.Sequential(nn.Conv2d(24, 24, 1), nn.BatchNorm2d(24))
+    theirs, ours = Reprogrammed(deepcopy(frozen), deepcopy(side)), answers["beside"](deepcopy(frozen), side)
+    theirs.block.eval()
+    with torch.no_grad():
+        ours.side[-1].weight.fill_(0.7), theirs.side[-1].weight.fill_(0.7)
+    x = torch.randn(2, 24, 8, 8)
+    torch.testing.assert_close(ours(x), theirs(x, x))
+    assert not any(p.requires_grad for p in ours.block.parameters())
+
+
+def test_the_answer_for_a_device_has_the_studys_numbers(capsys):
+    """Those of the teacher's sample, and of the rubric, are printed by the cells above them."""
+    cells = nbformat.read(solving.ROOT / "solutions/08_prune_and_reprogram.ipynb", 4).cells
+    for cell in cells:
+        if cell.metadata.get("tags") == ["demo"] and "q4lib.kit" in cell.source:
+            exec(cell.source, {})
+    printed = capsys.readouterr().out
+    [text] = [cell.source for cell in cells if cell.id == "task-8-7"]
+    numbers = re.findall(r"[-+]?\d+\.\d+", text)
+    assert len(numbers) > 12 and not [number for number in numbers if number not in printed]
+    device = re.search(r"has (\d+) MB for network and step, (\d+) MB for the file", text).groups()
+    assert [line.split()[-2] for line in printed.splitlines()[:2]] == list(device)

@@ -41,6 +41,8 @@ def named(parameters):
 def test_reference_and_stub(path, task):
     assert solving.verdict(path, task, solving.reference(path, task)).startswith(f"✅ {task} ")
     assert solving.verdict(path, task, solving.STUB).startswith(f"⏳ {task} not attempted yet")
+    begun = solving.verdict(path, task, f"mine = 'not returned'.upper()\n{solving.STUB}")
+    assert begun.startswith(f"❌ {task} your ") and "is a `return` missing" in begun
 
 
 @pytest.mark.parametrize(("path", "task", "answer", "says"), ANSWERS, ids=named(ANSWERS))

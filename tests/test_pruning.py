@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2, resnet18
 
 from q4lib.memory import profile
+from q4lib.mobilenet import mobilenet
 from q4lib.pruning import channel_norms, hidden_layers, kept_width, prune, sensitive_blocks, solve_ratios
 from q4lib.repnet import RepNet
 
@@ -102,6 +103,19 @@ def with_widths(model, chosen):
     return profile(prune(model, ratios, {name: torch.arange(full[name]) for name in chosen}), IMAGE)
 
 
+def test_a_first_block_that_adds_its_input_keeps_it():
+    """At a quarter of the width the stem gives as many channels as block 1; pruned, they could not be added."""
+    narrow = mobilenet(5, width=0.25)
+    widths = {name: layers[4].in_channels for name, layers in hidden_layers(narrow).items()}
+    assert "features.1" not in widths and len(widths) == 16
+    smaller = prune(narrow, dict.fromkeys(widths, 0.5), {name: torch.rand(width) for name, width in widths.items()})
+    assert smaller(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+    ratios = solve_ratios(RepNet(narrow), (3, 32, 32))
+    assert ratios and "features.1" not in ratios and all(0 < ratio < 1 for ratio in ratios.values())
+    with pytest.raises(ValueError, match="'features.1' has no channels to prune"):
+        prune(narrow, {"features.1": 0.1}, {})
+
+
 def test_solved_ratios_are_the_smallest(model):
     """Every block is at or under the peak of the blocks left alone; one channel more in any block, and it is not."""
     repnet = RepNet(model)
@@ -141,7 +155,7 @@ def test_nothing_to_prune_where_everything_trains(model):
         ({"features.2": -0.1}, r"must be in \[0, 1\), got -0.1"),
         ({"features.2": math.nan}, r"must be in \[0, 1\), got nan"),
         ({"features.2": 0.995}, "0.995 leaves features.2 none of its 96 channels: take a smaller one"),
-        ({"features.0": 0.5}, "'features.0' is no inverted residual block, the blocks are features.1, "),
+        ({"features.0": 0.5}, "'features.0' has no channels to prune, the blocks that have are features.1, "),
     ],
 )
 def test_bad_ratios(model, norms, ratios, message):

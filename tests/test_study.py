@@ -144,10 +144,8 @@ class TestPlotTogether:
             for rounded in study.ROUNDED:
                 figure, numbers = plot_together(way, rounded, guess=60.0)
                 found = points(figure)
-                heads = 0 if way == "checkpointed" else 2
-                assert len(found) == heads + 5 + 1
-                assert numbers.count("3 seeds") == heads + 5 and "no log" not in numbers
-                assert numbers.count("no such step is measured of last layer") == 2 - heads
+                assert len(found) == 5 + 1
+                assert numbers.count("3 seeds") == 5 and "no log" not in numbers
                 both = next(
                     place for name, place in found.items() if name.startswith(f"Rep-Net, pruned, {rounded}, 3.")
                 )
@@ -155,7 +153,7 @@ class TestPlotTogether:
                 step = study.memory()[f"Rep-Net, pruned, {rounded}"]["steps"][way]
                 assert both[0] == pytest.approx((step["held"] + step["peak"]) / 1e6, rel=0.05)
         assert both[1] == 71 + list(study.ARMS).index(f"Rep-Net, pruned, {rounded}")
-        assert len({x for x, _ in found.values()}) == 7, "points of equal memory stand side by side"
+        assert len({x for x, _ in found.values()}) == 5, "points of equal memory stand side by side"
 
     def test_arms_without_a_log_are_named(self, logs):
         logs(**{"Rep-Net": [80.0, 81.0, 82.0]})
@@ -167,4 +165,4 @@ class TestPlotTogether:
 
     def test_no_log_at_all(self, logs):
         figure, numbers = plot_together()
-        assert points(figure) == {} and numbers.count("no log") == 7
+        assert points(figure) == {} and numbers.count("no log") == 5

@@ -1,4 +1,4 @@
-"""Lesson 06: what to train in the time there is, and the run itself with a curve that grows after every epoch."""
+"""Lessons 06 and 08: what to train in the time there is, and the run with a curve that grows after every epoch."""
 
 import json
 from collections.abc import Mapping
@@ -10,10 +10,12 @@ import torch
 
 from ..data import SOURCES, DataError, home, load
 from ..download import DownloadError
+from ..mobilenet import pretrained
 from ..models import MODELS
 from ..recipes import RECIPES, Recipe
 from ..step import faster_precision, step_seconds
 from ..train import fit
+from ..transfer import IMAGENET, TRANSFERS, Transfer, transfer
 from .bench import memory_pairs
 from .figures.run import plot_curve, so_far
 from .widgets import Picture, headless
@@ -23,6 +25,7 @@ SMOKE = replace(RECIPES["digits"], epochs=4, schedule_epochs=4)
 LEAST = {"fast": 25_000, "small": 2_000, "digits": SOURCES["digits"].train}
 EPOCHS = 5  # fewer make no curve
 SHARE = 0.8  # of the time; the rest is for data, pictures, and a machine that is slower than just now
+TRANSFER_EPOCHS, TRANSFER_LEAST = 3, 500  # with fewer images than these, digits teach more
 FORWARD = 0.4  # of a training step's time: a third by its FLOPs, and some overhead
 
 
@@ -97,7 +100,7 @@ def _timed(minutes: float, data: str) -> dict[str, float]:
 def _what(recipe: Recipe) -> str:
     source = SOURCES[recipe.data]
     images = f"{recipe.images:,} of {source.train:,}" if recipe.images else f"{source.train:,}"
-    model = MODELS[recipe.model].__name__
+    model = MODELS[recipe.model].__name__ if recipe.model in MODELS else "MobileNetV2"
     return f"recipe {recipe.name}, {model} on {images} images of {recipe.data}, {recipe.epochs} epochs"
 
 
@@ -117,6 +120,76 @@ def _have_cifar10() -> bool:
     except (DataError, DownloadError) as error:
         why = str(error).splitlines()[0].rstrip(":")
         print(f"CIFAR-10 is not to be had, so scanned digits take its place: {why}")
+        return False
+    return True
+
+
+Transfers = dict[str, tuple[Transfer, Path | None]]
+
+
+def prepare_transfer(preset: str, minutes: float) -> Transfers:
+    """What a preset transfers by Rep-Net and by the last layer alone, and in which folder (None: the recipe's own)."""
+    side, head = TRANSFERS["repnet"], TRANSFERS["last-layer"]
+    if preset == "full":
+        chain: list[Transfer] = [side]
+        while first := chain[-1].first():
+            chain.append(first)
+        seconds = sum(estimate(one, _seconds(replace(one, start=""), one.batch_size)) for one in [*chain, head])
+        print(f"full: {_what(side)}, with the backbones before it and the last layer alone:", flush=True)
+        print(f"      about {_time(seconds)} here", flush=True)
+        return {"Rep-Net": (side, None), "last layer": (head, None)}
+    folder = None
+    if preset == "smoke" or not (planned := _planned(minutes)):
+        side = TRANSFERS["digits-repnet"]
+        print(f"{preset}: {_what(side)}, seconds")
+    else:
+        side, folder = planned
+    return {
+        "Rep-Net": (side, folder and folder / "side"),
+        "last layer": (replace(side, trains="head"), folder and folder / "head"),
+    }
+
+
+def _planned(minutes: float) -> tuple[Transfer, Path] | None:
+    """From ImageNet to CIFAR-10 in these minutes; None where that cannot be had, or not in time."""
+    folder = home() / "runs" / f"lesson08-{minutes:g}min"
+    # Timed again, the machine would give another plan, and what was begun would not go on.
+    if (plan := folder / "side" / "recipe.json").exists():
+        read = json.loads(plan.read_text())
+        recipe = Transfer(**read | {"betas": tuple(read["betas"])})
+        print(f"class: {_what(recipe)}, as planned before; without {folder} it is planned anew")
+        return recipe, folder
+    if not (_have_cifar10() and _have_imagenet()):
+        return None
+    side = TRANSFERS["repnet"]
+    found = plan_transfer(minutes, _seconds(replace(side, start=""), side.batch_size))
+    if found is None:
+        print(f"{minutes:g} min are too few for CIFAR-10 here, so scanned digits take its place")
+        return None
+    print(f"class: from ImageNet, {_what(found)}; with the last layer's run at most {minutes:g} min")
+    return found, folder
+
+
+def plan_transfer(minutes: float, seconds: float) -> Transfer | None:
+    """From ImageNet, on as many images as fit `minutes` with the last layer's run; None if these are too few.
+
+    `seconds` are an image's in a training step. ValueError if `minutes` is not positive.
+    """
+    if not minutes > 0:
+        raise ValueError(f"MINUTES must be positive, got {minutes:g}")
+    recipe = replace(
+        TRANSFERS["repnet"], start=IMAGENET, source="", epochs=TRANSFER_EPOCHS, schedule_epochs=TRANSFER_EPOCHS
+    )
+    each = SHARE * 60 * minutes / 2 / recipe.epochs / seconds  # the last layer takes no longer than the Rep-Net
+    images = min(recipe.images or 0, int(each - FORWARD * SOURCES[recipe.data].test) // 100 * 100)
+    return replace(recipe, images=images) if images >= TRANSFER_LEAST else None
+
+
+def _have_imagenet() -> bool:
+    try:
+        pretrained()
+    except DataError as error:
+        print(f"ImageNet's weights are not to be had, so scanned digits take their place: {error}")
         return False
     return True
 
@@ -144,7 +217,8 @@ def watch(recipe: Recipe, folder: Path | None = None, guess: float | None = None
             print(so_far(run), flush=True)
 
     try:
-        folder = fit(recipe, folder, progress=bool(page), on_epoch=draw)
+        told: dict[str, Any] = {"progress": bool(page), "on_epoch": draw}
+        folder = transfer(recipe, folder, **told) if isinstance(recipe, Transfer) else fit(recipe, folder, **told)
     except KeyboardInterrupt:
         raise Stopped("Stopped, and saved. Run this cell again: it goes on with the next step.") from None
     if page:

@@ -77,14 +77,14 @@ def network(arm: Transfer) -> nn.Module:
     return prune(model, solve_ratios(model, (3, PIXELS, PIXELS)), ones)
 
 
-def take(model: nn.Module, images: int = BATCH) -> dict[str, int]:
+def take(model: nn.Module, images: int = BATCH, pixels: int = PIXELS) -> dict[str, int]:
     """Bytes of a training step of eight images, `images` at a time, each part's gradients added to those before.
 
     `held`: network and Adam's moments, which are there before the step. `peak` and `saved`: what it makes, gradients
     too, and what of that backward waits for. The optimizer's update takes less than the peak.
     """
     model.to(memory_format=torch.channels_last)
-    x = torch.zeros(BATCH, 3, PIXELS, PIXELS).contiguous(memory_format=torch.channels_last)
+    x = torch.zeros(BATCH, 3, pixels, pixels).contiguous(memory_format=torch.channels_last)
     y = torch.zeros(BATCH, dtype=torch.long)
 
     def step() -> None:
@@ -182,19 +182,20 @@ def rows() -> list[str]:
     return lines
 
 
+def difference(more: str, less: str) -> str:
+    """Points of accuracy that an arm has more than another, pairs of a seed; empty without two seeds in common."""
+    ours, theirs = accuracies(more), accuracies(less)
+    points = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if len(points) < 2:
+        return ""
+    mean, half = mean_interval(points)
+    verdict = "better" if mean > half else "worse" if mean < -half else "cannot tell"
+    return f"{mean:+.1f} points, {mean - half:+.1f} to {mean + half:+.1f}: {verdict}"
+
+
 def differences() -> list[str]:
-    """A line a question of `ASKED`, where both arms have two seeds in common: points of accuracy, pairs of a seed."""
-    lines = []
-    for more, less in ASKED:
-        ours, theirs = accuracies(more), accuracies(less)
-        points = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-        if len(points) > 1:
-            mean, half = mean_interval(points)
-            verdict = "better" if mean > half else "worse" if mean < -half else "cannot tell"
-            lines.append(
-                f"{more} against {less}: {mean:+.1f} points, {mean - half:+.1f} to {mean + half:+.1f}: {verdict}"
-            )
-    return lines
+    """A line a question of `ASKED`, where both arms have two seeds in common."""
+    return [f"{more} against {less}: {found}" for more, less in ASKED if (found := difference(more, less))]
 
 
 def main() -> None:

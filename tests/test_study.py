@@ -128,8 +128,11 @@ def test_every_arm_is_a_run_of_its_own():
 
 
 def test_readme_shows_the_study_as_soon_as_a_run_is_recorded():
-    shown = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(("| last ", "| Rep-N"))]
+    lines = (ROOT / "README.md").read_text().splitlines()
+    shown = [line for line in lines if line.startswith(("| last ", "| Rep-N"))]
     assert shown == (study.rows() if any(map(study.accuracies, study.ARMS)) else [])
+    pairs = [line for line in lines if line.startswith("- ") and " against " in line]
+    assert pairs == [f"- {line}" for line in study.differences()]
 
 
 def points(figure) -> dict[str, tuple[float, float]]:

@@ -306,6 +306,13 @@ ANSWERS = [
         "the side network alone",
     ),
     ("8.6", but(BESIDE, "p.requires_grad = False", "p.requires_grad = True"), "10 tensors train"),
+    (
+        "8.6",
+        but(BESIDE, "p in self.block", "p in self"),
+        "0 tensors train, those of the side network are 6: is it kept",
+    ),
+    ("8.6", but(TRAIN, "train(self, mode=True)", "train(self)", "self.training = mode", "mode = True"), "with True or"),
+    ("8.6", but(TRAIN, "        return self\n", ""), "end it with `return self`"),
     ("8.6", but(BESIDE, "self.side[-1].weight.data", "self.side[3].weight.data"), "something else silences"),
     ("8.6", but(BESIDE, "zero_()", "zero_()\n        self.side[1].weight.data.zero_()"), "1 of 6 side tensors"),
     ("8.6", but(BESIDE, "+ self.side(x)", "- self.side(x)"), "is subtracted"),

@@ -80,10 +80,13 @@ def beside(student: Any) -> str:
             "that brings the block back": by_batch
         }
         right.side.train()(x)
-        model.train()
+        _train(model)
         _first(model(x), frozen, trains, "after `train()`")
-    if len(_training(model)) != len(_training(right)):
-        raise Wrong(f"{len(_training(model))} tensors train, those of the side network are {len(_training(right))}")
+    if (count := len(_training(model))) != len(_training(right)):
+        why = (
+            "is the block frozen, `block.requires_grad_(False)`?" if count else "is it kept as `self.side`, not frozen?"
+        )
+        raise Wrong(f"{count} tensors train, those of the side network are {len(_training(right))}: {why}")
     if _training(model)[-2].any():
         raise Wrong("the γ of `side[-1]` is not 0: something else silences the side network, and hinders its learning")
     norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d) and layer.weight.requires_grad]
@@ -99,6 +102,16 @@ def beside(student: Any) -> str:
         raise Wrong("after `eval()` the side network should use its running means: does your `train` hand `mode` on?")
     first, second = (sum(bool(gradient.any()) for gradient in gradients) for gradients in (got, later))
     return f"the first step gives {first} of {len(got)} side tensors a gradient, the second {second}"
+
+
+def _train(model: nn.Module) -> None:
+    """`train()`; Wrong unless it can be called as PyTorch does, in `eval` too."""
+    try:
+        returned = model.train(True)
+    except TypeError as error:
+        raise Wrong(f"PyTorch calls your `train` with True or False: `def train(self, mode=True)` ({error})") from None
+    if returned is not model:
+        raise Wrong("your `train` returns something else: end it with `return self`")
 
 
 def _first(y: Any, frozen: Tensor, likely: dict[str, Tensor], moment: str) -> None:

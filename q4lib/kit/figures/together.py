@@ -84,7 +84,7 @@ def _looks(name: str) -> dict[str, str]:
 def plot_together(way: str = "lean", rounded: str = "4 bits", guess: float | None = None) -> tuple[Figure, str]:
     """Accuracy with its 95 % interval over the memory of a step taken in this way, by Rep-Net, with the file's size.
 
-    Of the 4-bit backbones, those `rounded` in one way. Points of equal memory stand side by side.
+    Of the 4-bit backbones, those `rounded` in one way. Points of nearly equal memory stand side by side.
     """
     found = memory()
     others = [f", {how}" for how in ROUNDED if how != rounded]
@@ -94,14 +94,14 @@ def plot_together(way: str = "lean", rounded: str = "4 bits", guess: float | Non
     places = {name: (step["held"] + step["peak"]) / MB for name, step in steps.items()}
     equal = defaultdict(list)
     for name, place in places.items():
-        equal[round(place, 1)].append(name)
-    apart = 0.015 * max(1.0, max(places.values(), default=0) - min(places.values(), default=0))
+        equal[round(place)].append(name)
+    right = 1.05 * max(places.values(), default=1.0)
     figure, (axes,) = panels(left=0.09, right=0.56, top=0.95)
     lines = []
     for name, place in places.items():
         mean, half = mean_interval(list(accuracies(name).values()))
-        there = equal[round(place, 1)]
-        x = place + apart * (2 * there.index(name) - len(there) + 1)
+        there = equal[round(place)]
+        x = place + 0.008 * right * (2 * there.index(name) - len(there) + 1)
         size = found[name]["file"] / MB
         looks = _looks(name)
         if math.isfinite(half):
@@ -111,7 +111,7 @@ def plot_together(way: str = "lean", rounded: str = "4 bits", guess: float | Non
             axes.plot(x, guess, "*", color=GREEN, markersize=12, label="your guess of both together")
         held, peak = steps[name]["held"] / MB, steps[name]["peak"] / MB
         lines.append(f"{name}: {said(name)} · {place:.1f} MB, {held:.1f} held and {peak:.1f} made · file {size:.1f} MB")
-    axes.set(xlabel=f"a training step, {way} (MB, not from 0)", ylabel="test accuracy (%)")
+    axes.set(xlabel=f"a training step, {way} (MB)", ylabel="test accuracy (%)", xlim=(0, right))
     if shown or guess is not None:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, title="arm, size of its file")
     absent = [f"no log: {name}" for name in missing() if name.partition(" (")[0] in arms]

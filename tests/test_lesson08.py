@@ -254,7 +254,9 @@ class TestProse:
         assert f"The file loses {files['Rep-Net'] - files['Rep-Net, 4 bits']:.1f} MB" in text
         assert f"it even grows, by {step(name) - step('Rep-Net'):.1f} MB" in text
         assert step(name, "lean") == step("Rep-Net", "lean") and "neither more nor less" in text
-        assert f"a file of {files[name]:.2f} MB in place of {files['Rep-Net, 4 bits']:.2f}" in text
+        assert f"That costs {files[name] - files['Rep-Net, 4 bits']:.2f} MB of file" in text
+        trained = study.difference("Rep-Net, trained on 4 bits", "Rep-Net")
+        assert trained.endswith("cannot tell") and "three seeds cannot tell it from FP32 either" in text
         assert f"a step of {step(name, 'lean'):.1f} MB, a file of {files[name]:.1f} MB" in text
         verdicts = dict(zip(table.splitlines()[1::2], table.splitlines()[2::2], strict=True))
         assert ": worse" in verdicts["Rep-Net, 4 bits against Rep-Net"]

@@ -107,7 +107,8 @@ def beside(student: Any) -> str:
 def _train(model: nn.Module) -> None:
     """`train()`; Wrong unless it can be called as PyTorch does, in `eval` too."""
     try:
-        returned = model.train(True)
+        model.train(True)
+        returned = model.train()
     except TypeError as error:
         raise Wrong(f"PyTorch calls your `train` with True or False: `def train(self, mode=True)` ({error})") from None
     if returned is not model:

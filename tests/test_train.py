@@ -347,7 +347,15 @@ def test_the_same_images_are_drawn_on_a_gpu(tmp_path):
     assert read_log(folder)[1][0]["test_acc"] > 10
 
 
-def test_ctrl_c_loses_no_step(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C works here and in processes begun here, also where the tests were started in the background without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_loses_no_step(tmp_path, interruptible):
     """One sentence; the step that was running is saved, and the same command ends where an undisturbed run ends."""
     command = [sys.executable, "-m", "q4lib.kit.cli", "train", "--epochs", "2", "--out"]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
@@ -367,7 +375,7 @@ def test_ctrl_c_loses_no_step(tmp_path):
     assert without_times(stopped)[1:] == without_times(whole)[1:]
 
 
-def test_a_second_ctrl_c_works_at_once():
+def test_a_second_ctrl_c_works_at_once(interruptible):
     before, reached = signal.getsignal(signal.SIGINT), []
     with pytest.raises(KeyboardInterrupt), _interrupt_held_back() as asked:
         assert not asked()

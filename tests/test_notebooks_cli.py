@@ -248,6 +248,17 @@ def test_refresh_says_which_numbers_changed(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "01_stale\n" and path.read_bytes() == written
 
 
+def test_refresh_keeps_what_was_edited_meanwhile(tmp_path, monkeypatch, capsys):
+    root = checkout(tmp_path / "course", monkeypatch)
+    path = root / "notebooks" / "01_edited.ipynb"
+    edit = f"from pathlib import Path\n\npath = Path({str(path)!r})\npath.write_text(path.read_text() + '\\n')"
+    assert store(root, "01_edited", edit) == path
+    before = path.read_text()
+    assert main(["refresh"]) == 1
+    assert "01_edited was edited while it ran, and is left as it is" in capsys.readouterr().err
+    assert path.read_text() == before + "\n"
+
+
 def test_link_leaves_no_old_address(tmp_path, monkeypatch, capsys):
     root = tmp_path / "copy"
     listed = subprocess.run(

@@ -207,7 +207,8 @@ def refresh(names: Sequence[str] = (), check: bool = False) -> None:
     failures, stale = [], []
     for path in paths:
         print(path.stem, flush=True)
-        notebook = nbformat.read(path, 4)
+        begun = path.read_bytes()
+        notebook = nbformat.reads(begun.decode(), 4)
         stored = deepcopy(notebook)
         dress(notebook, path.stem, **facts)
         with _kernel(smoke=True) as scratch:
@@ -225,7 +226,9 @@ def refresh(names: Sequence[str] = (), check: bool = False) -> None:
         if check and _compared(stored) != _compared(fresh):
             stale.append(path.stem)
         content = (nbformat.writes(fresh) + "\n").encode()
-        if not check and content != path.read_bytes():
+        if path.read_bytes() != begun:
+            failures.append(f"{path.stem} was edited while it ran, and is left as it is: refresh it again")
+        elif not check and content != begun:
             write_whole(path, content)
     _report(failures)
     if stale:

@@ -56,6 +56,12 @@ def test_slope_of_the_staircase(weight, nudge):
     assert "-0.00" not in text and "-0.0," not in text
 
 
+def test_the_edge_is_one_place_however_it_is_reached():
+    """0.13 + 0.17 is a last bit beyond 0.3: one way showed it on the next level, the other did not."""
+    levels = [plot_slope(weight, nudge)[1].splitlines()[1] for weight, nudge in ((0.13, 0.17), (0.29, 0.01))]
+    assert levels[0] == levels[1] and levels[0].startswith("w + nudge 0.30: level 0.2")
+
+
 def test_the_slope_is_zero_on_a_tread_and_not_across_an_edge():
     assert plot_slope(0.13, 0.02)[1].endswith("nudge: 0.00")
     assert numbers(plot_slope(0.29, 0.02)[1])[-1] < -1

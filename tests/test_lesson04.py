@@ -93,6 +93,10 @@ class TestOutlier:
         plot_outlier(LAYER, 0.9)
         assert torch.equal(LAYER, before)
 
+    @pytest.mark.parametrize(("outlier", "named"), [(0.9, ["the outlier"]), (0.1, [])])
+    def test_only_what_lies_far_out_is_called_so(self, outlier, named):
+        assert [text.get_text() for text in plot_outlier(LAYER, outlier)[0].axes[0].texts] == named
+
     def test_prose(self):
         inside = 100 * (LAYER.abs() < 0.1).double().mean().item()
         assert PRINTED["outlier-layer"] == f"147,456 weights; {inside:.1f} % of them lie between -0.1 and 0.1\n"

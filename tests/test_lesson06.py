@@ -186,6 +186,7 @@ class TestFigures:
     def test_a_guess_of_two_classes_is_asked_for(self, guess):
         with pytest.raises(ValueError, match="guess must be two of airplane, .*, such as"):
             figures.plot_confusion("dog", guess=guess)
+        assert "number 1 of 45" in figures.plot_confusion("dog", guess=["dog", "cat"])[1], "a list will do"
 
     def test_surest(self):
         model = load_model(RESULTS / "fast-cifar10-b4-s0" / "model.safetensors")[0]

@@ -220,13 +220,13 @@ ANSWERS = {
     ]),
     "07.c": (4.816896, [
         (6.02, "what it reads and writes"), (1.2, "what it writes"), (3.61, "nothing is to be taken away"),
-        (0.803, "the layer before"), (0.0502, "one map"), (4_816_896, "in bytes"), (4.594, "these are MiB"),
-        (38.54, "for 8 images"), (4.8, "4.8 is right as far as it goes"), (30, "too large"), (0, "too small"),
+        (0.803, "the layer before"), (0.0502, "one map"), (4.594, "these are MiB"),
+        (4_816_896, "4,816,896: that is in bytes"), (38.54, "for 8 images"), (4.8, "4.8 is right as far as it goes"), (30, "too large"), (0, "too small"),
     ]),
     "07.d": (14, [
         (16.61, "15.2 MB are missing"), (16, "no room"), (17, "and it is rounded up"), (14.09, "a whole number"),
-        (15, "105.5 MB"), (19, "taken away"), (4, "not once an image"), (8, "a larger one does"), (99, "too large"),
-        (2, "too small"),
+        (15, "105.5 MB"), (19, "taken away"), (4, "not once an image"), (8, "a larger one does"),
+        (99, "too large"), (10, "10 is too small"),
     ]),
 }  # fmt: skip
 

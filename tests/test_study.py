@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from test_records import RESULTS, ROOT
 
 from q4lib.kit import study
+from q4lib.kit.figures.pruning import retrained
 from q4lib.kit.figures.together import plot_together
 from q4lib.lean import lean
 from q4lib.memory import measure, profile
@@ -133,6 +134,8 @@ def test_readme_shows_the_study_as_soon_as_a_run_is_recorded():
     assert shown == (study.rows() if any(map(study.accuracies, study.ARMS)) else [])
     pairs = [line for line in lines if line.startswith("- ") and " against " in line]
     assert pairs == [f"- {line}" for line in study.differences()]
+    ends = [f"{values[-1]:.2f}" for values in retrained().values()]
+    assert f"by norm or at random ({', '.join(ends)} %: one run each, no spread)" in " ".join(lines)
 
 
 def points(figure) -> dict[str, tuple[float, float]]:

@@ -17,7 +17,7 @@ def compare_number(value: Any, right: float, likely: dict[float, str], otherwise
     for mistaken, why in likely.items():
         if abs(number - mistaken) <= tolerance * max(1, abs(mistaken)):  # 83.9, rounded, is 83.904 in percent
             raise Wrong(f"{_told(number)}: {why}")
-    if number in (float(f"{right:.1g}"), float(f"{right:.2g}")):
+    if number == float(f"{right:.2g}") and not float(right).is_integer():  # a count is right or wrong
         raise Wrong(f"{_told(number)} is right as far as it goes: round less, to three digits")
     raise Wrong(f"{_told(number)} is too {'large' if number > right else 'small'}: {otherwise}")
 

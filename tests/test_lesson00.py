@@ -206,6 +206,7 @@ def test_the_explanation_says_what_was_recorded():
     """Its words, one by one: within a point; ten points, nearly all back; two of three, one of five; guessing."""
     pairs, text = rounded.compared(), " ".join(prose(LESSON).split())
     full = pairs[32].trained
+    assert rounded.Pair(70.17, 82.14).gain == pytest.approx(82.1 - 70.2), "as a reader of 82.1 and 70.2 reckons"
     assert "the two end within a point of the FP32 network" in text
     assert abs(pairs[8].afterwards - full) < 1 and abs(pairs[8].trained - full) < 1
     assert "costs more than ten points, and training rounded gets nearly all of them back" in text

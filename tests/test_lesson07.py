@@ -216,12 +216,13 @@ ANSWERS = {
     "07.b": (4 * 64 * 32 * 32, [
         (65_536, "4 bytes"), (8192, "one bit a number"), (32_768, "4 bits a number"), (2_097_152, "in bits"),
         (8_388_608, "whole batch"), (524_288, "input alone"), (12_288, "conv1_1 reads"), (147_456, "its weights"),
-        (1e9, "too large"), (1, "too small"),
+        (1e9, "too large"), (260_000, "260,000 is too small"),
     ]),
     "07.c": (4.816896, [
         (6.02, "what it reads and writes"), (1.2, "what it writes"), (3.61, "nothing is to be taken away"),
         (0.803, "the layer before"), (0.0502, "one map"), (4.594, "these are MiB"),
-        (4_816_896, "4,816,896: that is in bytes"), (38.54, "for 8 images"), (4.8, "4.8 is right as far as it goes"), (30, "too large"), (0, "too small"),
+        (4_816_896, "4,816,896: that is in bytes"), (38.54, "for 8 images"), (4.8, "4.8 is right as far as it goes"),
+        (30, "too large"), (0, "too small"),
     ]),
     "07.d": (14, [
         (16.61, "15.2 MB are missing"), (16, "no room"), (17, "and it is rounded up"), (14.09, "a whole number"),
@@ -237,6 +238,7 @@ class TestCheck(InlineCheck):
         right, _ = ANSWERS[name]
         for value in (right, torch.tensor(right), str(right)):
             assert line(name, value).startswith(f"✅ {name} ")
+        assert "in Python a comma makes two of it" in line(name, (262, 144))
 
     def test_names_each_mistake_with_words_of_its_own(self, line, name):
         lines = [line(name, value) for value, _ in ANSWERS[name][1]]

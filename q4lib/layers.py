@@ -17,6 +17,7 @@ class QuantizedWeight(nn.Module):
     bias: Any
     fan_in_gain = 1.0
     fixed_scale: Tensor | None = None
+    normal_range = False
 
     def __init__(self, *args: Any, bits: int = 4, per_channel: bool = False, **kwargs: Any) -> None:
         if bits != FP32:
@@ -42,7 +43,7 @@ class QuantizedWeight(nn.Module):
         if self.fixed_scale is not None:
             return self.fixed_scale
         try:
-            return scale(self.weight, self.bits, self.per_channel)
+            return scale(self.weight, self.bits, self.per_channel, self.normal_range)
         except ValueError as error:
             raise ValueError(f"layer {self.name}: {error}") from None
 

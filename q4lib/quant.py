@@ -7,6 +7,7 @@ their own type.
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,9 +33,27 @@ def amax(w: Tensor, per_channel: bool = False) -> Tensor:
     return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
 
 
-def scale(w: Tensor, bits: int = 4, per_channel: bool = False) -> Tensor:
-    """Step between neighbouring levels, `max|w| / qmax`: shaped like `amax`, in the units of `w` (eqs 2 and 5)."""
-    return amax(w, per_channel) / qmax(bits)
+@cache
+def normal_amax(bits: int) -> float:
+    """Range in standard deviations that rounds a normal variable with the least mean square error: 2.47 at 4 bits."""
+    x = (torch.arange(4000, dtype=torch.float64) + 0.5) / 500
+    density = torch.exp(-(x**2) / 2)
+    ranges = torch.arange(1, 5, 0.005, dtype=torch.float64).view(-1, 1)
+    error = (x - _round_and_clamp(x, ranges / qmax(bits), bits) * ranges / qmax(bits)).square() @ density
+    return ranges[error.argmin()].item()
+
+
+def scale(w: Tensor, bits: int = 4, per_channel: bool = False, normal_range: bool = False) -> Tensor:
+    """Step between neighbouring levels, `max|w| / qmax`: shaped like `amax`, in the units of `w` (eqs 2 and 5).
+
+    With `normal_range` it spans at most `normal_amax` root mean squares of `w`: what lies beyond is cut (eq 1's clamp).
+    """
+    a = amax(w, per_channel)
+    if normal_range:
+        over = tuple(range(1, w.dim())) if a.dim() else None
+        norm = torch.linalg.vector_norm(w.detach(), dim=over, keepdim=bool(a.dim()), dtype=torch.float64)
+        a = a.minimum((normal_amax(bits) * norm * (a.numel() / w.numel()) ** 0.5).to(a.dtype))
+    return a / qmax(bits)
 
 
 def quantize(w: Tensor, scale: Tensor, bits: int = 4) -> Tensor:

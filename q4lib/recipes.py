@@ -22,8 +22,9 @@ class Recipe:
     ones end early. Linear is stepped each step: up over the share `warmup` of `schedule_epochs`, then down to zero.
     `optimizer` muon trains the convolutions at `muon_lr`, the rest by AdamW at `lr`. `alternate` flips each image in
     every other epoch. `fixed_scale` gives all layers one step, that of the largest weight at the start, which never
-    changes. `select` says which epoch's model is kept: the last, or the best on the validation split (never
-    on the test set). `precision` auto times fp32 against bf16 here and keeps the faster.
+    changes. `normal_range` gives each grid the range that suits normal weights best, and cuts the few beyond it.
+    `select` says which epoch's model is kept: the last, or the best on the validation split (never on the test set).
+    `precision` auto times fp32 against bf16 here and keeps the faster.
     """
 
     models: ClassVar[Collection[str]] = MODELS
@@ -34,6 +35,7 @@ class Recipe:
     bits: int = 4
     per_channel: bool = False
     fixed_scale: bool = False
+    normal_range: bool = False
     seed: int = 0
     epochs: int = 150
     schedule: str = "cosine"

@@ -20,8 +20,10 @@ def build(recipe: Recipe, num_classes: int, device: str) -> tuple[nn.Module, Qua
     torch.manual_seed(recipe.seed)
     model = recipe.network(num_classes)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layers = quantized_layers(model).values()
+    for layer in layers:
+        layer.normal_range = recipe.normal_range
     if recipe.fixed_scale and recipe.bits != FP32:
-        layers = quantized_layers(model).values()
         widest = torch.stack([layer.scale() for layer in layers]).max()
         for layer in layers:
             layer.fixed_scale = widest.clone()

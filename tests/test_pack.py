@@ -152,6 +152,24 @@ def test_one_fixed_scale_for_all_layers(path):
         assert torch.equal(layer.quantized_weight(), layers[name].quantized_weight()), name
 
 
+def test_the_range_for_normal_weights(path):
+    """An outlier is cut and no longer widens the grid; its gradient goes through; a file keeps the weights."""
+    model, _ = build(replace(RECIPES["digits"], normal_range=True), 10, "cpu")
+    layers = quantized_layers(model)
+    with torch.no_grad():
+        model.convs[3].weight[0, 0, 0, 0] = 9.0
+    for name, layer in layers.items():
+        w = layer.weight.detach()
+        step = torch.tensor(2.475 * w.double().square().mean().sqrt().item() / 7)
+        assert step < w.abs().max() / 7, name
+        torch.testing.assert_close(layer.quantized_weight(), (w / step).round().clamp(-7, 7) * step, msg=name)
+    model.convs[3].quantized_weight().sum().backward()
+    assert (model.convs[3].weight.grad == 1).all()
+    save_model(path, model)
+    for name, layer in quantized_layers(load_model(path)[0]).items():
+        assert torch.equal(layer.quantized_weight(), layers[name].quantized_weight()), name
+
+
 def test_saving_leaves_the_model_as_it_was(path):
     model = trained(SimpleResNet4bit).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

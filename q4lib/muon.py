@@ -1,4 +1,4 @@
-"""Muon, for the recipes that are faster than the paper's: a convolution's step is its momentum, orthogonalized.
+"""Muon, for the recipes that are faster than the paper's: a weight's step is its momentum, orthogonalized.
 
 K. Jordan et al., *Muon: an optimizer for hidden layers in neural networks*, 2024. torch.optim.Muon takes matrices only,
 and orthogonalizes in bf16, which is slow on most processors.
@@ -30,34 +30,41 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class MuonAdamW(QuantAwareAdamW):
-    """Muon with Nesterov momentum on parameters of four dimensions, the convolutions' weights; the rest by AdamW.
+    """Muon with Nesterov momentum on the convolutions' weights, of four dimensions; the rest by AdamW.
 
-    Before its step a convolution's weight is scaled to rows of mean square norm 1: batch norm undoes any scale, and so
-    `muon_lr` is the share of a weight that a step turns, whatever its size.
+    `hidden` gives Muon the linear layers' weights too, all but the last. Before its step a weight is scaled to rows of
+    mean square norm 1: batch norm undoes any scale, and so `muon_lr` is the share of it that a step turns.
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, muon_lr: float = 0.08, momentum: float = 0.6, **adamw: Any
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        muon_lr: float = 0.08,
+        momentum: float = 0.6,
+        hidden: bool = False,
+        **adamw: Any,
     ) -> None:
         params = list(params)
+        muon = [p for p in params if p.dim() == 4] + ([p for p in params if p.dim() == 2][:-1] if hidden else [])
         groups = [
-            {"params": [p for p in params if p.dim() != 4]},
-            {"params": [p for p in params if p.dim() == 4], "lr": muon_lr, "momentum": momentum},
+            {"params": [p for p in params if all(p is not chosen for chosen in muon)]},
+            {"params": muon, "lr": muon_lr, "momentum": momentum},
         ]
         super().__init__(groups, lr=lr, **adamw)
 
     def _update(self) -> None:
-        rest, convolutions = groups = self.param_groups
+        rest, muon = groups = self.param_groups
         self.param_groups = [rest]
         super()._update()
         self.param_groups = groups
-        for p in convolutions["params"]:
+        for p in muon["params"]:
             if p.grad is None:
                 continue
             state = self.state[p]
             if not state:
                 state["momentum"] = torch.zeros_like(p)
-            momentum = state["momentum"].mul_(convolutions["momentum"]).add_(p.grad)
+            momentum = state["momentum"].mul_(muon["momentum"]).add_(p.grad)
             p.mul_(len(p) ** 0.5 / p.norm())
-            nesterov = p.grad.add(momentum, alpha=convolutions["momentum"])
-            p.add_(orthogonalize(nesterov), alpha=-convolutions["lr"])
+            nesterov = p.grad.add(momentum, alpha=muon["momentum"])
+            p.add_(orthogonalize(nesterov), alpha=-muon["lr"])

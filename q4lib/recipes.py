@@ -20,9 +20,10 @@ class Recipe:
 
     `schedule` cosine is stepped each epoch, and `schedule_epochs` is its half period: longer runs climb again, shorter
     ones end early. Linear is stepped each step: up over the share `warmup` of `schedule_epochs`, then down to zero.
-    `optimizer` muon trains the convolutions at `muon_lr`, the rest by AdamW at `lr`. `alternate` flips each image in
-    every other epoch. `fixed_scale` gives all layers one step, that of the largest weight at the start, which never
-    changes. `normal_range` gives each grid the range that suits normal weights best, and cuts the few beyond it.
+    `optimizer` muon trains the convolutions at `muon_lr`, the rest by AdamW at `lr`; muon_hidden the linear layers too,
+    but the last. `alternate` flips each image in every other epoch. `fixed_scale` gives all layers one step, that of
+    the largest weight at the start, which never changes. `normal_range` gives each grid the range that suits normal
+    weights best, and cuts the few beyond it.
     `select` says which epoch's model is kept: the last, or the best on the validation split (never on the test set).
     `precision` auto times fp32 against bf16 here and keeps the faster.
     """
@@ -66,7 +67,7 @@ class Recipe:
             ("data", SOURCES),
             ("model", self.models),
             ("schedule", ("cosine", "linear")),
-            ("optimizer", ("adamw", "muon")),
+            ("optimizer", ("adamw", "muon", "muon_hidden")),
             ("select", ("last", "val")),
             ("precision", ("fp32", "bf16", "auto")),
         ):

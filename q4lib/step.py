@@ -28,8 +28,9 @@ def build(recipe: Recipe, num_classes: int, device: str) -> tuple[nn.Module, Qua
         for layer in layers:
             layer.fixed_scale = widest.clone()
     chosen = {key: getattr(recipe, key) for key in ("lr", "betas", "eps", "weight_decay", "grad_clip", "soft_clip")}
-    if recipe.optimizer == "muon":
-        optimizer: QuantAwareAdamW = MuonAdamW(recipe.groups(model), muon_lr=recipe.muon_lr, **chosen)
+    if recipe.optimizer.startswith("muon"):
+        chosen |= {"muon_lr": recipe.muon_lr, "hidden": recipe.optimizer == "muon_hidden"}
+        optimizer: QuantAwareAdamW = MuonAdamW(recipe.groups(model), **chosen)
     else:
         optimizer = QuantAwareAdamW(recipe.groups(model), **chosen)
     for group in optimizer.param_groups:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from q4lib import QuantAwareAdamW
+from q4lib import QuantAwareAdamW, VGG4bit
 from q4lib.muon import MuonAdamW, orthogonalize
 
 
@@ -38,6 +38,16 @@ def test_a_step_is_torch_s_own_muon_on_the_same_matrix():
         optimizer.step()
         torch.testing.assert_close(ours.view(24, 40), theirs, rtol=0, atol=5e-3)
     assert (ours.view(24, 40) - start).norm() > 0.3
+
+
+def test_hidden_takes_the_linear_layers_too_but_the_last():
+    model = VGG4bit()
+    names = {id(p): name for name, p in model.named_parameters()}
+    convolutions = [f"conv{i}_{j}.weight" for i in (1, 2, 3) for j in (1, 2)]
+    for hidden, more in ((False, []), (True, ["fc1.weight"])):
+        rest, muon = MuonAdamW(model.parameters(), lr=0.1, hidden=hidden).param_groups
+        assert [names[id(p)] for p in muon["params"]] == convolutions + more
+        assert {names[id(p)] for p in rest["params"]} == set(names.values()) - {*convolutions, *more}
 
 
 def test_what_is_no_convolution_steps_as_quant_aware_adamw():

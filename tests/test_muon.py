@@ -1,11 +1,15 @@
 """Muon against the singular value decomposition, and against torch's own on matrices."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from q4lib import QuantAwareAdamW, VGG4bit
+from q4lib import QuantAwareAdamW
 from q4lib.muon import MuonAdamW, orthogonalize
+from q4lib.recipes import RECIPES
+from q4lib.step import build
 
 
 @pytest.mark.parametrize("shape", [(16, 3, 3, 3), (32, 16, 3, 3), (64, 8, 1, 1)])
@@ -40,12 +44,12 @@ def test_a_step_is_torch_s_own_muon_on_the_same_matrix():
     assert (ours.view(24, 40) - start).norm() > 0.3
 
 
-def test_hidden_takes_the_linear_layers_too_but_the_last():
-    model = VGG4bit()
-    names = {id(p): name for name, p in model.named_parameters()}
+def test_muon_hidden_takes_the_linear_layers_too_but_the_last():
     convolutions = [f"conv{i}_{j}.weight" for i in (1, 2, 3) for j in (1, 2)]
-    for hidden, more in ((False, []), (True, ["fc1.weight"])):
-        rest, muon = MuonAdamW(model.parameters(), lr=0.1, hidden=hidden).param_groups
+    for name, more in (("muon", []), ("muon_hidden", ["fc1.weight"])):
+        model, optimizer = build(replace(RECIPES["fast"], optimizer=name), 10, "cpu")
+        names = {id(p): name for name, p in model.named_parameters()}
+        rest, muon = optimizer.param_groups
         assert [names[id(p)] for p in muon["params"]] == convolutions + more
         assert {names[id(p)] for p in rest["params"]} == set(names.values()) - {*convolutions, *more}
 

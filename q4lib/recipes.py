@@ -23,9 +23,8 @@ class Recipe:
     `optimizer` muon trains the convolutions at `muon_lr`, the rest by AdamW at `lr`; muon_hidden the linear layers too,
     but the last. `alternate` flips each image in every other epoch. `fixed_scale` gives all layers one step, that of
     the largest weight at the start, which never changes. `normal_range` gives each grid the range that suits normal
-    weights best, and cuts the few beyond it.
-    `select` says which epoch's model is kept: the last, or the best on the validation split (never on the test set).
-    `precision` auto times fp32 against bf16 here and keeps the faster.
+    weights best, and cuts the few beyond it. `select` says which epoch's model is kept: the last, or the best on the
+    validation split (never on the test set). `precision` auto times fp32 against bf16 here and keeps the faster.
     """
 
     models: ClassVar[Collection[str]] = MODELS

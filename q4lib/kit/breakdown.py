@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from ..data import SOURCES, batches, normalize
 from ..layers import quantized_layers
-from ..quant import fake_quantize
 from ..recipes import RECIPES, Recipe
 from ..step import build, faster_precision
 from .bench import SIZES, matmul_seconds
@@ -26,7 +25,7 @@ def step_parts(recipe: Recipe, precision: str, size: int, steps: int) -> dict[st
     no processor worked for this process.
     """
     model, optimizer = build(recipe, SOURCES[recipe.data].classes, "cpu")
-    weights = [layer.weight for layer in quantized_layers(model).values()]
+    layers = quantized_layers(model).values()
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(256, (size * (steps + 1), 3, 32, 32), dtype=torch.uint8, generator=generator)
     y = torch.randint(SOURCES[recipe.data].classes, (len(x),), generator=generator)
@@ -47,8 +46,8 @@ def step_parts(recipe: Recipe, precision: str, size: int, steps: int) -> dict[st
         optimizer.step()
         at["optimizer"] = time.perf_counter()
         worked = time.process_time() - worked
-        for weight in weights:
-            fake_quantize(weight, min(recipe.bits, 8), recipe.per_channel)
+        for layer in layers:
+            layer.quantized_weight()
         at["quantizer"] = time.perf_counter()
         step = at["optimizer"] - at["start"]
         order = list(at)

@@ -10,6 +10,7 @@ from q4lib.data import load
 from q4lib.kit import records
 from q4lib.kit.plots import paper_run
 from q4lib.pack import load_model
+from q4lib.recipes import RECIPES, Recipe, run_name
 from q4lib.train import evaluate, read_log, reported
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +42,14 @@ def test_a_finished_run_is_recorded_whole():
         for name, facts, epochs in runs:
             assert [line["epoch"] for line in epochs] == list(range(1, facts["recipe"]["epochs"] + 1)), name
             assert not facts["git_commit"].endswith("-dirty") and facts["data_digest"], name
+
+
+def test_a_run_s_name_tells_its_recipe():
+    """A recipe that changes takes the name with it: runs of its older form say in which fields they depart."""
+    for name, facts, _ in sum(records.recorded(RESULTS).values(), []):
+        told = facts["recipe"]
+        if told["name"] in RECIPES:
+            assert run_name(Recipe(**told | {"betas": tuple(told["betas"])}), facts["device"]) == name
 
 
 def test_the_interval_of_a_mean_is_student_s():

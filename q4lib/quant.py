@@ -35,7 +35,7 @@ def amax(w: Tensor, per_channel: bool = False) -> Tensor:
 
 @cache
 def normal_amax(bits: int) -> float:
-    """Range in standard deviations that rounds a normal variable with the least mean square error: 2.47 at 4 bits."""
+    """Range in standard deviations that rounds a normal variable with the least mean square error: 2.475 at 4 bits."""
     x = (torch.arange(4000, dtype=torch.float64) + 0.5) / 500
     density = torch.exp(-(x**2) / 2)
     ranges = torch.arange(1, 5, 0.005, dtype=torch.float64).view(-1, 1)

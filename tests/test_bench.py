@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from q4lib.kit import bench, breakdown, doctor
+from q4lib.layers import QuantizedWeight
 from q4lib.machine import processor
 from q4lib.quant import fake_quantize, scale
 from q4lib.recipes import RECIPES
@@ -109,6 +110,14 @@ def test_the_breakdown_adds_up(monkeypatch, capsys):
     flops = 2 * 8 * (3 * (sum(convs) + 640) - convs[0])
     share, milliseconds = (float(cell.split()[0].replace(",", "")) for cell in chosen.split(" | ")[1:3])
     assert share == pytest.approx(flops / (milliseconds / 1000) / 1e9, rel=0.1, abs=0.01)
+
+
+def test_the_breakdown_times_the_quantizer_of_the_layers(monkeypatch):
+    """Once more after each step, and as the forward pass has it: on the layer's own range."""
+    called, real = [], QuantizedWeight.quantized_weight
+    monkeypatch.setattr(QuantizedWeight, "quantized_weight", lambda layer: called.append(layer) or real(layer))
+    breakdown.step_parts(RECIPES["digits"], "fp32", size=8, steps=1)
+    assert {called.count(layer) for layer in called} == {2 * 2}
 
 
 def test_a_small_run_prints_every_row(monkeypatch, capsys):

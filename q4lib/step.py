@@ -46,13 +46,18 @@ def train_step(
     precision: str = "fp32",
     label_smoothing: float = 0.0,
 ) -> tuple[float, int]:
-    """One step on normalized images: the mean loss and how many of the batch were right."""
+    """One step on normalized images: the mean loss and how many of the batch were right.
+
+    In bf16 Muon's matrix products run in bf16, too; everything that lasts, weights and momenta, stays FP32.
+    """
     optimizer.zero_grad()
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16")
+    with autocast:
         logits = model(x)
         loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
     loss.backward()
-    optimizer.step()
+    with autocast:
+        optimizer.step()
     return loss.item(), int((logits.argmax(1) == y).sum())
 
 

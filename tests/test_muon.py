@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from q4lib import QuantAwareAdamW
+from q4lib import QuantAwareAdamW, muon
 from q4lib.muon import MuonAdamW, orthogonalize
 from q4lib.recipes import RECIPES
-from q4lib.step import build
+from q4lib.step import build, train_step
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("shape", [(16, 3, 3, 3), (32, 16, 3, 3), (64, 8, 1, 1)])
-def test_orthogonalized_is_u_times_v_with_singular_values_near_one(shape):
+def test_orthogonalized_is_u_times_v_with_singular_values_near_one(shape, bf16):
     g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = orthogonalize(g * 1e-3)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        found = orthogonalize(g * 1e-3)
     u, _, vh = torch.linalg.svd(g.flatten(1), full_matrices=False)
     singular = torch.linalg.svdvals(found.flatten(1))
     assert found.shape == g.shape and singular.min() > 0.6 and singular.max() < 1.3
@@ -52,6 +54,22 @@ def test_muon_hidden_takes_the_linear_layers_too_but_the_last():
         rest, muon = optimizer.param_groups
         assert [names[id(p)] for p in muon["params"]] == convolutions + more
         assert {names[id(p)] for p in rest["params"]} == set(names.values()) - {*convolutions, *more}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_multiplies_in_its_precision_and_keeps_weights_and_momenta_in_fp32(precision, monkeypatch):
+    products = set()
+
+    def watched(g):
+        products.add((g.flatten(1) @ g.flatten(1).T).dtype)
+        return orthogonalize(g)
+
+    monkeypatch.setattr(muon, "orthogonalize", watched)
+    model, optimizer = build(RECIPES["small"], 10, "cpu")
+    train_step(model, optimizer, torch.randn(8, 3, 32, 32), torch.arange(8), precision)
+    assert products == {torch.bfloat16 if precision == "bf16" else torch.float32}
+    kept = [*model.parameters(), *(t for state in optimizer.state.values() for t in state.values())]
+    assert {t.dtype for t in kept} == {torch.float32}
 
 
 def test_what_is_no_convolution_steps_as_quant_aware_adamw():

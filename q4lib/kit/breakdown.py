@@ -38,12 +38,14 @@ def step_parts(recipe: Recipe, precision: str, size: int, steps: int) -> dict[st
         images = normalize(images, recipe.data).contiguous(memory_format=torch.channels_last)
         at["data"] = time.perf_counter()
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+        with autocast:
             loss = F.cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
         at["forward"] = time.perf_counter()
         loss.backward()
         at["backward"] = time.perf_counter()
-        optimizer.step()
+        with autocast:
+            optimizer.step()
         at["optimizer"] = time.perf_counter()
         worked = time.process_time() - worked
         for layer in layers:

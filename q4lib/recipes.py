@@ -135,23 +135,24 @@ class Recipe:
         return RECIPES.get(self.name, self)
 
 
-# Meant to reach the paper's 92.34 % in ten epochs. It does not yet: 91.77 % with seed 0, the only one so far, in
-# notebooks/results/fast-cifar10-b4-s0. Not tuned on a validation split, its ingredients not weighed one by one. With
-# normal_range and muon_hidden, chosen by held-out training images: 92.17 and 92.32 %, seeds 0 and 1, recorded there.
+# Reaches the paper's 92.34 % in ten epochs, at the last one, with each of three seeds: 92.55, 92.62, 92.54 % (bf16),
+# notebooks/results/fast-cifar10-b4-s0 to s2. Rates and dropout were tuned on a validation split, with runs recorded
+# there; its ingredients are not weighed one by one yet.
 FAST = Recipe(
     "fast",
+    normal_range=True,
     epochs=10,
     schedule="linear",
     schedule_epochs=10,
     warmup=0.15,
     batch_size=512,
-    optimizer="muon",
-    muon_lr=0.08,
-    lr=3e-3,
+    optimizer="muon_hidden",
+    muon_lr=0.13,
+    lr=6e-3,
     grad_clip=None,
     soft_clip=None,
     label_smoothing=0.1,
-    dropout=0.2,
+    dropout=0.1,
     crop=2,
     reflect=True,
     alternate=True,
@@ -168,10 +169,20 @@ RECIPES = {
         PAPER, name="miniature", model="simpleresnet4bit", dropout=0.0, images=10_000, epochs=6, schedule_epochs=6
     ),
     "fast": FAST,
-    # The same for the network of 73 K parameters: for a family of models at 2 to 32 bits.
+    # Its first form, for the network of 73 K parameters: for a family of models at 2 to 32 bits.
     "small": replace(
-        FAST, name="small", model="simpleresnet4bit", batch_size=256, label_smoothing=0.0, dropout=0.0, precision="fp32"
-    ),
+        FAST,
+        name="small",
+        model="simpleresnet4bit",
+        normal_range=False,
+        batch_size=256,
+        optimizer="muon",
+        muon_lr=0.08,
+        lr=3e-3,
+        label_smoothing=0.0,
+        dropout=0.0,
+        precision="fp32",
+    ),  # fmt: skip
     # At least 99 % of 360 held-out digits on each of three seeds, half a minute on two cores: logs of the same name in
     # notebooks/results.
     "digits": Recipe(

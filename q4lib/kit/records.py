@@ -1,6 +1,7 @@
 """The recorded runs and shipped files of `notebooks/results`, as Markdown tables: `python -m q4lib.kit.records`."""
 
 import hashlib
+import json
 import math
 import re
 import statistics
@@ -11,6 +12,9 @@ from typing import Any
 from ..train import read_log, reported
 
 Run = tuple[str, dict[str, Any], list[dict[str, Any]]]
+
+# The first form of `fast`: a grid out to the largest weight, Muon on the convolutions alone.
+FIRST = "fast.normal_range=False.optimizer=muon.muon_lr=0.08.lr=0.003.dropout=0.2-cifar10-b4-s0"
 
 RUNS = """| run | model | bits | epochs | seeds | test accuracy | mean | machine | minutes | logs |
 |---|---|---|---|---|---|---|---|---|---|"""
@@ -40,11 +44,16 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def run_rows(root: Path, link: str = "") -> list[str]:
-    """A row for each recipe and bit width; accuracies in percent at the epoch the recipe reports, a figure a seed."""
+    """A row for each recipe and bit width; accuracies in percent at the epoch the recipe reports, a figure a seed.
+
+    A run that tuned a recipe has never read the test set: its accuracies are those of its validation split.
+    """
     rows = []
     for name, runs in recorded(root).items():
         _, facts, epochs = runs[0]
-        found = [reported(epochs, facts["recipe"]["select"])["test_acc"] for _, facts, epochs in runs]
+        lines = [reported(epochs, facts["recipe"]["select"]) for _, facts, epochs in runs]
+        key, of = ("val_acc", " (validation)") if lines[0]["test_acc"] is None else ("test_acc", "")
+        found = [line[key] for line in lines]
         mean, half = mean_interval(found)
         minutes = statistics.mean(sum(line["seconds"] for line in epochs) / 60 for _, _, epochs in runs)
         seeds = [str(facts["recipe"]["seed"]) for _, facts, _ in runs]
@@ -53,25 +62,31 @@ def run_rows(root: Path, link: str = "") -> list[str]:
         spread = "one run, no spread" if math.isinf(half) else f"{mean:.2f} ± {half:.2f}"
         rows.append(
             f"| `{name}` | {facts['recipe']['model']} | {facts['recipe']['bits']} | {len(epochs)} | {', '.join(seeds)} "
-            f"| {', '.join(f'{value:.2f}' for value in found)} % | {spread} | {'; '.join(sorted(machines))} "
+            f"| {', '.join(f'{value:.2f}' for value in found)} %{of} | {spread} | {'; '.join(sorted(machines))} "
             f"| {minutes:.1f} | {logs} |"
         )
     return rows
 
 
 def file_rows(root: Path) -> list[str]:
-    """A row for each shipped safetensors file, with its digest; a model's accuracy is that of its log."""
+    """A row for each shipped safetensors file, with its digest.
+
+    A model's accuracy is that of its log; of one trained in another precision, that of its answers counted in fp32.
+    """
+    counted = json.loads((root / "confusion.json").read_text())
     rows = []
     for path in sorted(root.rglob("*.safetensors")):
         name, content = path.relative_to(root).as_posix(), path.read_bytes()
-        accuracy, origin = "", "master weights of `conv2_2` before rounding, fp16, of the run `fast-cifar10-b4-s0`"
+        accuracy, origin = "", f"master weights of `conv2_2` before rounding, fp16, of the run `{FIRST}`"
         if (path.parent / "log.jsonl").exists():
             facts, epochs = read_log(path.parent)
             line = reported(epochs, facts["recipe"]["select"])
-            accuracy, origin = (
-                f"{line['test_acc']:.2f} %",
-                f"epoch {line['epoch']} of [its log]({name.split('/')[0]}/log.jsonl)",
-            )
+            accuracy = f"{line['test_acc']:.2f} %"
+            origin = f"epoch {line['epoch']} of [its log]({name.split('/')[0]}/log.jsonl)"
+            if facts["precision"] != "fp32" and counted["file"] == name:
+                right = sum(row[i] for i, row in enumerate(counted["counts"]))
+                in_fp32 = f"{100 * right / sum(map(sum, counted['counts'])):.2f} % in fp32"
+                accuracy = f"{in_fp32} ({accuracy} in {facts['precision']}, as trained)"
         digest = hashlib.sha256(content).hexdigest()[:16]
         rows.append(f"| `{name}` | {len(content) / 1000:.0f} | {digest}... | {accuracy} | {origin} |")
     return rows

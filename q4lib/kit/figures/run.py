@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import matplotlib
@@ -19,9 +20,10 @@ from .. import asset
 from ..confusion import confusion
 from ..pictures import pictures
 from ..plots import BLUE, GREEN, GREY, ORANGE, PALE, STYLE, panels, paper_run
+from ..records import FIRST, mean_interval
 from .start import shares
 
-PAPER, FAST, TWIN = "paper.e7-cifar10-b4-s0", "fast-cifar10-b4-s0", "fast-cifar10-b32-s0"
+PAPER, FAST, TWIN = "paper.e7-cifar10-b4", "fast-cifar10-b4", "fast-cifar10-b32"
 STEPS = RECIPES["fast"].steps(50_000)
 
 
@@ -68,36 +70,43 @@ def plot_curve(run: Path, guess: float | None = None) -> tuple[Figure, str]:
 
 
 @cache
-def recorded() -> dict[str, list[float]]:
-    """Test accuracy in percent after each epoch of the four runs that are shown side by side."""
-    runs = {"paper, its own log": [row["test_acc"] for row in paper_run("cifar10", 150)]}
+def recorded() -> dict[str, list[list[float]]]:
+    """Test accuracy in percent after each epoch of the recorded runs that are shown side by side: a list a seed."""
+    runs = {"paper, its own log": [[row["test_acc"] for row in paper_run("cifar10", 150)]]}
     for label, name in {"paper, ours": PAPER, "fast, 4 bits": FAST, "fast, FP32 twin": TWIN}.items():
-        runs[label] = [line["test_acc"] for line in read_log(asset(name))[1]]
+        logs = sorted(asset(f"{name}-s0").parent.glob(f"{name}-s*"))
+        runs[label] = [[line["test_acc"] for line in read_log(log)[1]] for log in logs]
     return runs
 
 
 @matplotlib.rc_context(STYLE)
 def plot_recorded(last: int = 10, guess: float | None = None) -> tuple[Figure, str]:
-    """Test accuracy of four recorded runs up to a last epoch: the paper's log, ours of its recipe, `fast`, its twin."""
+    """Test accuracy of recorded runs up to a last epoch: the paper's log, ours of its recipe, `fast`, its twin."""
     runs = recorded()
     figure, (axes,) = panels(right=0.7)
     styles = ((ORANGE, "--", "^"), (GREEN, "-", "s"), (BLUE, "-", "o"), (GREY, "-", "D"))
     said = []
-    for (label, values), (colour, style, marker) in zip(runs.items(), styles, strict=True):
-        seen = values[:last]
-        every = max(1, len(seen) // 10)
-        axes.plot(
-            range(1, len(seen) + 1), seen, color=colour, linestyle=style, marker=marker, markevery=every, label=label
-        )
-        said.append(f"{label:19} epoch {len(seen):3}: {seen[-1]:.2f} %")
-    ours, twin = runs["fast, 4 bits"], runs["fast, FP32 twin"]
+    for (label, seeds), (colour, style, marker) in zip(runs.items(), styles, strict=True):
+        seen = [values[:last] for values in seeds]
+        epochs = range(1, len(seen[0]) + 1)
+        every = max(1, len(epochs) // 10)
+        for i, values in enumerate(seen):
+            name = None if i else label
+            axes.plot(epochs, values, color=colour, linestyle=style, marker=marker, markevery=every, label=name)
+        said.append(f"{label:19} epoch {len(epochs):3}: {', '.join(f'{values[-1]:.2f}' for values in seen)} %")
+    twins = [values[-1] for values in runs["fast, FP32 twin"]]
     if guess is not None:
-        axes.plot(len(twin), twin[-1] - guess, "X", color="black", markersize=11, label="your guess")
+        axes.plot(10, mean(twins) - guess, "X", color="black", markersize=11, label="your guess")
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", xlim=(0, last + 1), ylim=(60, 95))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0)
-    gap = twin[-1] - ours[-1]
-    said.append(f"fast, FP32 minus 4 bits at the last epoch: {gap:+.2f} points; one run each, no spread")
+    gaps = [twin - values[-1] for twin, values in zip(twins, runs["fast, 4 bits"], strict=True)]
+    gap, half = mean_interval(gaps)
+    pairs = ", ".join(f"{gap:+.2f}" for gap in gaps)
+    said += [
+        f"fast, FP32 minus 4 bits at the last epoch, seed by seed: {pairs} points",
+        f"the mean gap {gap:+.2f}, its 95 % interval from {gap - half:+.2f} to {gap + half:+.2f}",
+    ]
     return figure, "\n".join(said)
 
 
@@ -246,7 +255,8 @@ def plot_surest(model: nn.Module, least: int = 0) -> tuple[Figure, str]:
 @cache
 def layers(recipe: str) -> dict[str, dict[str, list[float]]]:
     """Levels in use and entropy of each layer after each epoch of a recorded run, by the layer's name."""
-    epochs = read_log(asset({"fast": FAST, "paper": PAPER}[recipe]))[1]
+    runs = {"fast, max|w|": FIRST, "fast": f"{FAST}-s0", "paper": f"{PAPER}-s0"}
+    epochs = read_log(asset(runs[recipe]))[1]
     return {
         name: {key: [line["layers"][name][key] for line in epochs] for key in ("levels", "entropy")}
         for name in epochs[0]["layers"]
@@ -254,7 +264,7 @@ def layers(recipe: str) -> dict[str, dict[str, list[float]]]:
 
 
 @matplotlib.rc_context(STYLE)
-def plot_layers(recipe: str = "fast", layer: str = "conv1_1", guess: float | None = None) -> tuple[Figure, str]:
+def plot_layers(recipe: str = "fast, max|w|", layer: str = "conv1_1", guess: float | None = None) -> tuple[Figure, str]:
     """Levels in use and entropy of all layers after each epoch of a recorded run; one layer is marked."""
     figure, (left, right) = panels(2)
     for axes, key in ((left, "levels"), (right, "entropy")):

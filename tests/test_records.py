@@ -52,6 +52,9 @@ def test_readme_says_what_fast_reaches_and_what_its_4_bits_cost():
     mean, half = statistics.mean(gaps), 4.3027 * statistics.stdev(gaps) / 3**0.5
     assert f"4 bits cost {mean:.2f} points, from {mean - half:.2f} to {mean + half:.2f}" in said
     assert min(fast) >= 92.34 and "with each of three seeds" in said
+    for log in RESULTS.glob("fast-cifar10-b*-s0"):
+        run, epochs = read_log(log)
+        assert f"{epochs[-1]['test_acc']:.2f} % at {run['recipe']['bits']}" in said
 
 
 def test_a_finished_run_is_recorded_whole():

@@ -90,9 +90,9 @@ def plot_recorded(last: int = 10, guess: float | None = None) -> tuple[Figure, s
         seen = [values[:last] for values in seeds]
         epochs = range(1, len(seen[0]) + 1)
         every = max(1, len(epochs) // 10)
-        for i, values in enumerate(seen):
-            name = None if i else label
-            axes.plot(epochs, values, color=colour, linestyle=style, marker=marker, markevery=every, label=name)
+        for values in seen[1:]:
+            axes.plot(epochs, values, color=colour, linestyle=style, linewidth=0.8)
+        axes.plot(epochs, seen[0], color=colour, linestyle=style, marker=marker, markevery=every, label=label)
         said.append(f"{label:19} epoch {len(epochs):3}: {', '.join(f'{values[-1]:.2f}' for values in seen)} %")
     twins = [values[-1] for values in runs["fast, FP32 twin"]]
     if guess is not None:

@@ -19,6 +19,7 @@ from inline_checks import ListedAnswers
 from q4lib.data import load
 from q4lib.kit import confusion, live, records
 from q4lib.kit.checks.training import MADE_ANEW, NEEDED
+from q4lib.kit.figures import levels
 from q4lib.kit.figures import run as figures
 from q4lib.pack import load_model
 from q4lib.recipes import RECIPES
@@ -215,7 +216,7 @@ class TestFigures:
     def test_layers(self, recipe, run, layer):
         first, last = run[0]["layers"][layer], run[-1]["layers"][layer]
         expected = [first["levels"], last["levels"], round(first["entropy"], 2), round(last["entropy"], 2)]
-        assert numbers_in(figures.plot_layers(recipe, layer)[1].partition("epoch 1 to 10")[2]) == expected
+        assert numbers_in(levels.plot_layers(recipe, layer)[1].partition("epoch 1 to 10")[2]) == expected
 
     def test_memory(self):
         pairs = [(120 * 2**20, 100 * 2**20), (101 * 2**20, 100 * 2**20), (90 * 2**20, 100 * 2**20)]
@@ -229,7 +230,7 @@ class TestFigures:
             lambda guess: figures.plot_curve(RESULTS / "fast-cifar10-b4-s0", guess),
             lambda guess: figures.plot_recorded(10, guess),
             lambda guess: figures.plot_cosine(guess=guess),
-            lambda guess: figures.plot_layers(guess=guess),
+            lambda guess: levels.plot_layers(guess=guess),
         ):
             for guess in (None, 0, 12):
                 labels = [t for axes in draw(guess)[0].axes for t in axes.get_legend_handles_labels()[1]]

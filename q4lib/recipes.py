@@ -182,7 +182,7 @@ RECIPES = {
         label_smoothing=0.0,
         dropout=0.0,
         precision="fp32",
-    ),  # fmt: skip
+    ),
     # At least 99 % of 360 held-out digits on each of three seeds, half a minute on two cores: logs of the same name in
     # notebooks/results.
     "digits": Recipe(

@@ -303,6 +303,15 @@ def test_the_right_count_is_accepted(results):
     assert tasks.different(count) == f"36,864 weights share {count} of 15 possible numbers"
 
 
+def test_where_the_network_is_least_sure():
+    shown, model = pictures.pictures(), load_model(asset("fast-cifar10-b4-s0/model.safetensors"))[0]
+    share, answers = start.shares(model, shown.images).max(1)
+    said = [(shown.classes[shown.labels[i]], shown.classes[answers[i]]) for i in share.argsort()[:3]]
+    assert sorted(said[:2]) == [("airplane", "bird"), ("airplane", "ship")] and said[2] == ("deer", "deer")
+    assert "least sure of the two airplanes, and wrong: it calls one a ship and the other a bird" in prose(LESSON)
+    assert "next lowest share goes to a deer, and there it is right" in prose(LESSON)
+
+
 def terms():
     """The glossary's entries: the words of each, in its order."""
     text = prose(LESSON).partition("## Glossary")[2].partition("\n## ")[0]

@@ -260,6 +260,8 @@ def test_what_the_prose_says_of_the_logs():
     assert "Automobiles are found best, cats worst" in PROSE and "86 times against 62" in PROSE
     assert (COUNTS.diagonal().argmax(), COUNTS.diagonal().argmin()) == (1, 3)
     assert (COUNTS[3, 5], COUNTS[5, 3]) == (86, 62)
+    assert COUNTS.trace() - round(100 * FAST[-1]["test_acc"]) == 4 and "four more of the ten thousand" in PROSE
+    assert "at 55 % both wrong answers are gone, and all 18 right ones" in PROSE and "At 95 % only 6 are left" in PROSE
     assert f"{100 * math.sqrt(2 * 0.92 * 0.08 / 10_000):.2f} points, if they had nothing in common" in PROSE
     shown = "".join(out.get("text", "") for cell in LESSON.cells if cell.id == "code-09" for out in cell.outputs)
     _, second, third, fourth = (round(float(value)) for value in re.findall(r"test (\S+) % · ", shown)[:4])

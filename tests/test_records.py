@@ -57,6 +57,14 @@ def test_readme_says_what_fast_reaches_and_what_its_4_bits_cost():
         assert f"{epochs[-1]['test_acc']:.2f} % at {run['recipe']['bits']}" in said
 
 
+def test_a_run_that_tuned_shows_its_validation_split_and_says_so():
+    last = json.loads((RESULTS / "fast.val=5000-cifar10-b4-s0" / "log.jsonl").read_text().splitlines()[-1])
+    rows = records.run_rows(RESULTS)
+    (row,) = (row for row in rows if row.startswith("| `fast.val=5000-cifar10-b4` "))
+    assert last["test_acc"] is None and f"| {last['val_acc']:.2f} % (validation) |" in row
+    assert all(("(validation)" in row) == (".val=" in row) for row in rows)
+
+
 def test_a_finished_run_is_recorded_whole():
     for runs in records.recorded(RESULTS).values():
         for name, facts, epochs in runs:

@@ -1,12 +1,15 @@
-"""Lesson 04: the paper's table VII in small, from recorded runs."""
+"""What each part of a recipe brings: the paper's table VII in small, and the ingredients of `fast`."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...recipes import RECIPES, run_name
+from ...recipes import RECIPES, Recipe, run_name
 from ...train import read_log, reported
 from .. import asset
 from ..classroom import ARMS
@@ -14,54 +17,99 @@ from ..plots import BLUE, GREY, ORANGE, STYLE, panels
 from ..records import mean_interval
 from .clipping import TABLE_VII
 
-SEEDS = range(5)
-
 
 @cache
-def accuracies(arm: str) -> tuple[float, ...]:
-    """Test accuracy in percent of an arm's recorded runs at their last epoch, seed by seed."""
-    runs = [asset(run_name(replace(RECIPES["miniature"], seed=seed, **ARMS[arm]))) for seed in SEEDS]
-    return tuple(reported(read_log(run)[1], "last")["test_acc"] for run in runs)
+def _accuracy(run: str) -> float:
+    """A recorded run's test accuracy in percent at its last epoch."""
+    return float(reported(read_log(asset(run))[1], "last")["test_acc"])
 
 
-def losses(arm: str) -> list[float]:
-    """Points that a part's absence costs, seed by seed: a pair has the same first weights and the same batches."""
-    return [full - less for full, less in zip(accuracies("full method"), accuracies(arm), strict=True)]
+@dataclass(frozen=True)
+class Study:
+    """Recorded runs of one recipe and of arms that depart from it, the first of them in nothing; the same seeds."""
+
+    recipe: Recipe
+    arms: dict[str, dict[str, Any]]
+    seeds: Sequence[int]
+    digits: int = 1
+
+    def runs(self, arm: str) -> list[str]:
+        """The names of an arm's runs, seed by seed."""
+        return [run_name(replace(self.recipe, seed=seed, **self.arms[arm])) for seed in self.seeds]
+
+    def accuracies(self, arm: str) -> list[float]:
+        """Test accuracy in percent at the last epoch, seed by seed."""
+        return [_accuracy(run) for run in self.runs(arm)]
+
+    def losses(self, arm: str) -> list[float]:
+        """Points that an arm loses to the first, seed by seed: a pair has the same first weights and the same order."""
+        whole = self.accuracies(next(iter(self.arms)))
+        return [full - less for full, less in zip(whole, self.accuracies(arm), strict=True)]
+
+    def verdicts(self) -> list[str]:
+        """A line an arm: the first one's mean accuracy, what the others lose to it; each with its 95 % interval."""
+        (first, *others), digits = self.arms, self.digits
+        mean, half = mean_interval(self.accuracies(first))
+        lines = [f"{first}: {mean:.{digits}f} ± {half:.{digits}f} %, {len(self.seeds)} seeds"]
+        for arm in others:
+            mean, half = mean_interval(self.losses(arm))
+            said = "costs accuracy" if mean > half else "gains accuracy" if mean < -half else "cannot tell"
+            low, middle, high = (f"{value:+.{digits}f}" for value in (mean - half, mean, mean + half))
+            lines.append(f"{arm}: {middle} points lost, {low} to {high}: {said}")
+        return lines
+
+    def draw(self, axes: Axes) -> None:
+        """A row an arm but the first: the points that it loses, one a seed, their mean and its interval."""
+        arms = list(self.arms)[1:]
+        rows = range(len(arms))
+        means, halves = zip(*(mean_interval(self.losses(arm)) for arm in arms), strict=True)
+        axes.plot(
+            [self.losses(arm) for arm in arms], [[row - 0.12] * len(self.seeds) for row in rows], "o", color=BLUE,
+            alpha=0.4, label=["ours, a seed"] + [None] * (len(self.seeds) - 1),
+        )  # fmt: skip
+        axes.errorbar(
+            means, [row + 0.1 for row in rows], xerr=halves, fmt="D", color=BLUE, capsize=5,
+            label="ours, mean and\n95 % interval",
+        )  # fmt: skip
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set(xlabel="points of test accuracy lost", yticks=rows, yticklabels=arms, ylim=(len(arms) - 0.4, -0.6))
+        axes.grid(axis="y", visible=False)
 
 
-def _verdict(arm: str) -> str:
-    mean, half = mean_interval(losses(arm))
-    said = "costs accuracy" if mean > half else "gains accuracy" if mean < -half else "cannot tell"
-    return f"{arm}: {mean:+.1f} points lost, {mean - half:+.1f} to {mean + half:+.1f}: {said}"
+SMALL = Study(RECIPES["miniature"], ARMS, range(5))
+
+# `fast` in half of its epochs: without each of its ingredients, and with what it leaves out.
+INGREDIENTS = Study(
+    replace(RECIPES["fast"], epochs=5, schedule_epochs=5),
+    {
+        "fast, 5 epochs": {},
+        "grid out to max|w|": {"normal_range": False},
+        "Muon on convolutions alone": {"optimizer": "muon"},
+        "AdamW alone": {"optimizer": "adamw"},
+        "AdamW alone, rate 0.002": {"optimizer": "adamw", "lr": 2e-3},
+        "no label smoothing": {"label_smoothing": 0.0},
+        "no dropout": {"dropout": 0.0},
+        "no shift": {"crop": 0},
+        "no warm-up": {"warmup": 0.0},
+        "mirrored by a coin": {"alternate": False},
+        "black border": {"reflect": False},
+        "with the paper's soft clip": {"soft_clip": 3.0},
+        "with a scale per channel": {"per_channel": True},
+    },
+    range(3),
+    digits=2,
+)
 
 
 @matplotlib.rc_context(STYLE)
 def plot_small_table(guess: float | None = None) -> tuple[Figure, str]:
     """Points lost with each part left out: our small runs, a point a seed, beside the paper's table VII."""
-    arms = list(ARMS)[1:]
     figure, (axes,) = panels(left=0.27, right=0.7, top=0.96)
-    rows = range(len(arms))
-    means, halves = zip(*(mean_interval(losses(arm)) for arm in arms), strict=True)
-    axes.plot(
-        [losses(arm) for arm in arms], [[row - 0.12] * len(SEEDS) for row in rows], "o", color=BLUE, alpha=0.4,
-        label=["ours, a seed"] + [None] * (len(SEEDS) - 1),
-    )  # fmt: skip
-    axes.errorbar(
-        means, [row + 0.1 for row in rows], xerr=halves, fmt="D", color=BLUE, capsize=5,
-        label="ours, mean and\n95 % interval",
-    )  # fmt: skip
-    axes.plot(
-        [TABLE_VII["full method"] - TABLE_VII[arm] for arm in arms],
-        rows,
-        "s",
-        color=GREY,
-        label="the paper,\none number",
-    )
+    SMALL.draw(axes)
+    arms = list(ARMS)[1:]
+    lost = [TABLE_VII["full method"] - TABLE_VII[arm] for arm in arms]
+    axes.plot(lost, range(len(arms)), "s", color=GREY, label="the paper,\none number")
     if guess is not None:
         axes.plot(guess, 0, "X", color=ORANGE, markersize=11, label="your guess")
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="points of test accuracy lost", yticks=rows, yticklabels=arms, ylim=(3.6, -0.6))
-    axes.grid(axis="y", visible=False)
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-    mean, half = mean_interval(accuracies("full method"))
-    return figure, "\n".join([f"full method: {mean:.1f} ± {half:.1f} %, {len(SEEDS)} seeds", *map(_verdict, arms)])
+    return figure, "\n".join(SMALL.verdicts())

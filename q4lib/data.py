@@ -138,15 +138,13 @@ def batches(
     reflect: bool = False,
     flip: bool = False,
     alternate: bool = False,
-    cutout: int = 0,
     start: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Shuffled batches uint8 (size, 3, H, W) and labels, beginning with number `start`, on the device of `x`.
 
     Each image is shifted by up to `crop` pixels, black or its own mirror image coming in, and with `flip` mirrored half
-    the time: by a coin, or with `alternate` in every other epoch. `cutout` greys a square of that side around a pixel
-    of the image (arXiv 1708.04552). Everything is drawn from (seed, epoch), so that an epoch can be entered in its
-    middle. A last batch of one image is left out, because batch norm needs two.
+    the time: by a coin, or with `alternate` in every other epoch. Everything is drawn from (seed, epoch), so that an
+    epoch can be entered in its middle. A last batch of one image is left out, because batch norm needs two.
     """
     n, side = len(x), x.shape[-1]
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -156,7 +154,6 @@ def batches(
     if alternate:
         coins = torch.rand(n, 1, generator=torch.Generator().manual_seed(seed)) < 0.5
         mirrored = coins[order] ^ (epoch % 2 == 0)
-    corners = torch.randint(side, (2, n, 1), generator=generator).to(x.device) - cutout // 2
     order, mirrored = order.to(x.device), mirrored.to(x.device) & flip
     ahead = torch.arange(side, device=x.device)
     for i in range(start * size, n, size):
@@ -173,11 +170,7 @@ def batches(
             rows, columns = rows + crop, columns + crop
         pixels = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).view(len(picked), 1, -1)
         images = images.flatten(2).gather(2, pixels.expand(-1, images.shape[1], -1))
-        images = images.view(len(picked), -1, side, side)
-        if cutout:
-            hole = ((ahead - corners[:, now]) // cutout).eq(0)
-            images = images.masked_fill((hole[0, :, :, None] & hole[1, :, None, :])[:, None], 127)
-        yield images, y[picked]
+        yield images.view(len(picked), -1, side, side), y[picked]
 
 
 def nearest(word: object, known: Iterable[str]) -> str:

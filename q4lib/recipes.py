@@ -14,7 +14,7 @@ from .models import MODELS
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every hyperparameter of a run. `crop` and `cutout` in pixels, `val` in images held out of the training set.
+    """Every hyperparameter of a run. `crop` in pixels, `val` in images held out of the training set.
 
     `images` of the rest are trained on, the same ones in every epoch; None takes all.
 
@@ -56,7 +56,6 @@ class Recipe:
     reflect: bool = False
     flip: bool = True
     alternate: bool = False
-    cutout: int = 0
     val: int = 0
     images: int | None = None
     select: str = "last"
@@ -80,7 +79,7 @@ class Recipe:
         for name, least in (("epochs", 1), ("schedule_epochs", 1), ("batch_size", 2), ("val", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name, most in (("crop", 31 if self.reflect else 32), ("cutout", 32), ("seed", 2**31 - 1)):
+        for name, most in (("crop", 31 if self.reflect else 32), ("seed", 2**31 - 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be 0..{most}, got {getattr(self, name)}")
         for name in ("lr", "muon_lr"):

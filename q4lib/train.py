@@ -215,7 +215,7 @@ class _Run:
         drawn = batches(
             self.x, self.y, recipe.batch_size,
             seed=recipe.seed, epoch=at["epoch"], crop=recipe.crop, reflect=recipe.reflect, flip=recipe.flip,
-            alternate=recipe.alternate, cutout=recipe.cutout, start=at["step"],
+            alternate=recipe.alternate, start=at["step"],
         )  # fmt: skip
         for images, labels in drawn:
             x = normalize(images, recipe.data).contiguous(memory_format=torch.channels_last)

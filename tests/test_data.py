@@ -209,30 +209,12 @@ def test_an_alternating_flip_shows_each_image_both_ways_in_two_epochs():
     assert (ways[0] ^ ways[1]).all() and (ways[0] == ways[2]).all() and 8 < ways[0].sum() < 32
 
 
-def test_a_cutout_greys_one_square_of_each_image():
-    """Around a pixel of the image: its full side, or what the border leaves of it, at least half. The rest stays."""
-    x, y = random_images(200)
-    x[x == 127] = 128
-    (whole, _), (cut, _) = (next(batches(x, y, 200, seed=3, epoch=1, crop=2, cutout=c)) for c in (0, 12))
-    grey = (cut == 127).all(1)
-    assert torch.equal(cut[~grey[:, None].expand_as(cut)], whole[~grey[:, None].expand_as(cut)])
-    rows, columns = grey.any(2), grey.any(1)
-    assert torch.equal(grey, rows[:, :, None] & columns[:, None, :])
-    for side in (rows, columns):
-        assert ((side.int().diff(dim=1) == 1).sum(1) <= 1).all()
-        assert set(side.sum(1).tolist()) == set(range(6, 13))
-
-
 def test_batches_are_drawn_from_seed_and_epoch_alone():
     """Equal for equal seed and epoch, entered in the middle too; every image once; another order in another epoch."""
     x, y = random_images(105)
 
     def draw(**changes):
-        return list(
-            batches(
-                x, torch.arange(105), 16, **{"seed": 1, "epoch": 1, "crop": 4, "flip": True, "cutout": 8, **changes}
-            )
-        )
+        return list(batches(x, torch.arange(105), 16, **{"seed": 1, "epoch": 1, "crop": 4, "flip": True, **changes}))
 
     whole = draw()
     assert sorted(torch.cat([labels for _, labels in whole]).tolist()) == list(range(105))
@@ -240,7 +222,7 @@ def test_batches_are_drawn_from_seed_and_epoch_alone():
         assert torch.equal(images, again) and torch.equal(labels, labels_again)
     for other in (draw(epoch=2), draw(seed=2)):
         assert not torch.equal(other[0][1], whole[0][1])
-    plain = draw(crop=0, flip=False, cutout=0)
+    plain = draw(crop=0, flip=False)
     assert all(torch.equal(images, x[labels]) for images, labels in plain)
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from q4lib.data import load
+from q4lib.data import load, normalize
 from q4lib.files import FileError, load_tensors, save_tensors
 from q4lib.kit.plots import paper_run
+from q4lib.pack import load_model
 from q4lib.train import (
     RECIPES,
     Recipe,
@@ -264,10 +266,25 @@ def test_the_linear_schedule_climbs_and_ends_at_zero():
 
 def test_a_tuning_run_never_reads_the_test_set(tmp_path, monkeypatch):
     """With a validation split and no choice of epoch, the test images could be missing."""
-    monkeypatch.setattr("q4lib.train.evaluate", lambda model, x, y, *rest: (0.5, 100 * len(y) / 1300))
-    folder = fit(replace(TINY, epochs=1, val=1300, select="last"), tmp_path / "run", device="cpu", progress=False)
-    line = read_log(folder)[1][0]
-    assert (line["val_acc"], line["test_acc"], line["test_loss"]) == (100, None, None)
+    monkeypatch.setattr("q4lib.train.evaluate", lambda model, x, y, *rest, **more: (0.5, 100 * len(y) / 1300))
+    recipe = replace(TINY, epochs=1, val=1300, select="last", mirror=True)
+    line = read_log(fit(recipe, tmp_path / "run", device="cpu", progress=False))[1][0]
+    assert (line["val_acc"], line["test_acc"], line["test_loss"], line["mirrored_acc"]) == (100, None, None, 100)
+
+
+def test_mirrored_is_the_mean_answer_to_an_image_and_its_mirror_image(tmp_path):
+    """The log has it beside the single view; and whichever way round the images come, it is the same."""
+    folder = fit(replace(TINY, epochs=1, mirror=True), tmp_path / "run", device="cpu", progress=False)
+    line, (model, _), digits = read_log(folder)[1][0], load_model(folder / "model.safetensors"), load("digits")
+    x, y = digits.x_test, digits.y_test
+    with torch.no_grad():
+        both = sum(model(normalize(way, "digits")) for way in (x, x.flip(3))) / 2
+    right = 100 * (both.argmax(1) == y).double().mean().item()
+    for images in (x, x.flip(3)):
+        found = evaluate(model, images, y, "digits", mirrored=True)
+        assert found == pytest.approx((F.cross_entropy(both, y).item(), right), abs=1e-4)
+    assert line["mirrored_acc"] == pytest.approx(right, abs=0.3)
+    assert line["test_acc"] == pytest.approx(evaluate(model, x, y, "digits")[1], abs=0.3)
 
 
 def test_a_run_begun_before_a_setting_existed_goes_on(tmp_path):

@@ -174,11 +174,12 @@ def _summary(folder: Path) -> str:
     size = (folder / "model.safetensors").stat().st_size
     of = "validation" if line["test_acc"] is None else "test"
     accuracy = line["val_acc" if line["test_acc"] is None else "test_acc"]
+    mirrored = f", {line['mirrored_acc']:.2f} % with their mirror images" if "mirrored_acc" in line else ""
     return (
-        f"{accuracy:.2f} % on the {of} images of {recipe['data']} at {how} ({line['epoch']} of {len(epochs)}), "
-        f"one seed ({recipe['seed']}), {run['precision']}, {sum(line['seconds'] for line in epochs):.0f} s of training "
-        f"on {run['processor']}\n{folder}: model.safetensors ({size / 1000:.0f} kB, {recipe['bits']}-bit weights), "
-        "log.jsonl, curve.png"
+        f"{accuracy:.2f} % on the {of} images of {recipe['data']}{mirrored} at {how} "
+        f"({line['epoch']} of {len(epochs)}), one seed ({recipe['seed']}), {run['precision']}, "
+        f"{sum(line['seconds'] for line in epochs):.0f} s of training on {run['processor']}\n"
+        f"{folder}: model.safetensors ({size / 1000:.0f} kB, {recipe['bits']}-bit weights), log.jsonl, curve.png"
     )
 
 

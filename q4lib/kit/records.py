@@ -43,10 +43,16 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return statistics.mean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def _spread(values: Sequence[float]) -> str:
+    mean, half = mean_interval(values)
+    return "one run, no spread" if math.isinf(half) else f"{mean:.2f} ± {half:.2f}"
+
+
 def run_rows(root: Path, link: str = "") -> list[str]:
     """A row for each recipe and bit width; accuracies in percent at the epoch the recipe reports, a figure a seed.
 
-    A run that tuned a recipe has never read the test set: its accuracies are those of its validation split.
+    A run that tuned a recipe has never read the test set: its accuracies are those of its validation split. `mirrored`
+    are those of the mean answer to an image and its mirror image, where the log has them; all others are single view.
     """
     rows = []
     for name, runs in recorded(root).items():
@@ -54,15 +60,18 @@ def run_rows(root: Path, link: str = "") -> list[str]:
         lines = [reported(epochs, facts["recipe"]["select"]) for _, facts, epochs in runs]
         key, of = ("val_acc", " (validation)") if lines[0]["test_acc"] is None else ("test_acc", "")
         found = [line[key] for line in lines]
-        mean, half = mean_interval(found)
+        accuracies, spread = ", ".join(f"{value:.2f}" for value in found) + f" %{of}", _spread(found)
+        if "mirrored_acc" in lines[0]:
+            twice = [line["mirrored_acc"] for line in lines]
+            accuracies += f"; mirrored {', '.join(f'{value:.2f}' for value in twice)} %"
+            spread += f"; mirrored {_spread(twice)}"
         minutes = statistics.mean(sum(line["seconds"] for line in epochs) / 60 for _, _, epochs in runs)
         seeds = [str(facts["recipe"]["seed"]) for _, facts, _ in runs]
         logs = ", ".join(f"[s{seed}]({link}{run}/log.jsonl)" for seed, (run, _, _) in zip(seeds, runs, strict=True))
         machines = {f"{f['processor']}, threads: {f['threads']}, {f['precision']}" for _, f, _ in runs}
-        spread = "one run, no spread" if math.isinf(half) else f"{mean:.2f} ± {half:.2f}"
         rows.append(
             f"| `{name}` | {facts['recipe']['model']} | {facts['recipe']['bits']} | {len(epochs)} | {', '.join(seeds)} "
-            f"| {', '.join(f'{value:.2f}' for value in found)} %{of} | {spread} | {'; '.join(sorted(machines))} "
+            f"| {accuracies} | {spread} | {'; '.join(sorted(machines))} "
             f"| {minutes:.1f} | {logs} |"
         )
     return rows

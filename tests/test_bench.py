@@ -100,8 +100,10 @@ def test_the_breakdown_adds_up(monkeypatch, capsys):
     """The parts of a step fill it, the quantizer lies within forward, and the flops are those of the network."""
     monkeypatch.setattr(breakdown, "SIZES", (64,))
     monkeypatch.setattr(breakdown, "matmul_seconds", lambda n, dtype: 2 * n**3 / 1e9)
+    monkeypatch.setattr(breakdown, "times_paper", lambda precision: {"fp32": 10.34}[precision])
     breakdown.main("digits", steps=1, size=8)
-    chosen, other = capsys.readouterr().out.splitlines()[2:]
+    chosen, other, _, ratio = capsys.readouterr().out.splitlines()[2:]
+    assert "`paper` take 10.3 times as long as all of `fast`, both in fp32." in ratio
     assert "8 images, fp32 (chosen)" in chosen and "2 images, bf16 " in other
     shares = dict(re.findall(r"(data|forward|backward|optimizer|forward:) ([\d.]+) %", chosen))
     quantizer = float(shares.pop("forward:"))
@@ -110,6 +112,13 @@ def test_the_breakdown_adds_up(monkeypatch, capsys):
     flops = 2 * 8 * (3 * (sum(convs) + 640) - convs[0])
     share, milliseconds = (float(cell.split()[0].replace(",", "")) for cell in chosen.split(" | ")[1:3])
     assert share == pytest.approx(flops / (milliseconds / 1000) / 1e9, rel=0.1, abs=0.01)
+
+
+def test_fast_is_compared_with_the_paper_s_epochs(monkeypatch):
+    """391 steps in each of 110 epochs against 98 in each of ten, the fastest of the rounds of each."""
+    took = {"paper": iter([0.9, 0.8, 1.1]), "fast": iter([3.9, 3.6, 3.2])}
+    monkeypatch.setattr(breakdown, "step_seconds", lambda recipe, precision, steps: next(took[recipe.name]))
+    assert breakdown.times_paper("fp32") == pytest.approx(110 * 391 * 0.8 / (10 * 98 * 3.2))
 
 
 def test_the_breakdown_times_the_quantizer_of_the_layers(monkeypatch):

@@ -160,7 +160,8 @@ FAST = Recipe(
     alternate=True,
 )
 
-# More epochs, and shifts by up to 4 pixels against learning the pictures by heart.
+# More epochs, and shifts by up to 4 pixels against learning the pictures by heart: 93.35 and 93.31 % (bf16, two seeds),
+# with mirror images 94.10 and 93.81 %, notebooks/results/record-cifar10-b4-s0 and s1.
 RECORD = replace(FAST, name="record", epochs=25, schedule_epochs=25, crop=4, mirror=True)
 
 # As the paper ran it, but for the 1e-8 its code adds to max|w|. It reports 92.34 %, the best of 150 epochs on the

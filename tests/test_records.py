@@ -57,6 +57,19 @@ def test_readme_says_what_fast_reaches_and_what_its_4_bits_cost():
         assert f"{epochs[-1]['test_acc']:.2f} % at {run['recipe']['bits']}" in said
 
 
+def test_readme_says_what_record_reaches():
+    """Two seeds, each way of looking; the split that chose its shifts; what it gets right of what it trains on."""
+    lines = [read_log(RESULTS / f"record-cifar10-b4-s{seed}")[1][-1] for seed in range(2)]
+    said = " ".join((ROOT / "README.md").read_text().split())
+    for key, before in (("test_acc", "instead of two: "), ("mirrored_acc", "and mirrored ")):
+        one, two = (line[key] for line in lines)
+        assert f"{before}{(one + two) / 2:.2f} % ({one:.2f} and {two:.2f}" in said
+        assert (one + two) / 2 < 94 and "to reach 94.0 % on average, and does not" in said
+    assert all(f"{line['train_acc']:.1f} %" == "98.1 %" for line in lines) and "98.1 % of the shifted" in said
+    chosen = read_log(RESULTS / "fast.e25.schedule_epochs=25.crop=4.val=5000-cifar10-b4-s0")[1][-1]
+    assert f"93.48 against {chosen['val_acc']:.2f} %" in said
+
+
 def test_a_run_that_tuned_shows_its_validation_split_and_says_so():
     last = json.loads((RESULTS / "fast.val=5000-cifar10-b4-s0" / "log.jsonl").read_text().splitlines()[-1])
     rows = records.run_rows(RESULTS)

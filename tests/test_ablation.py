@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from q4lib.kit.classroom import ARMS
-from q4lib.kit.figures.ablation import plot_small_table
+from q4lib.kit.figures.ablation import INGREDIENTS, plot_small_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {
@@ -18,11 +18,16 @@ RUNS = {
     "standard AdamW": "miniature.grad_clip=None.soft_clip=None",
 }
 IN_README = {"soft clip": 4.9, "per-layer scale": 8.1, "gradient clip": 9.7, "both clips: standard AdamW": 13.0}
-T = 2.7764  # Student's, 97.5 %, four degrees of freedom
+T = {5: 2.7764, 3: 4.3027}  # Student's, 97.5 %, by the number of seeds
+FAST = {
+    "fast, 5 epochs": "fast.e5.schedule_epochs=5.val=10000",
+    "grid out to max|w|": "fast.normal_range=False.e5.schedule_epochs=5.val=10000",
+    "with the paper's soft clip": "fast.e5.schedule_epochs=5.soft_clip=3.0.val=10000",
+}
 
 
 def log(arm: str, seed: int) -> list[dict]:
-    path = ROOT / "notebooks/results" / f"{RUNS[arm]}-cifar10-b4-s{seed}" / "log.jsonl"
+    path = ROOT / "notebooks/results" / f"{(RUNS | FAST)[arm]}-cifar10-b4-s{seed}" / "log.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -32,7 +37,7 @@ def accuracies(arm: str) -> list[float]:
 
 def interval(values: list[float]) -> tuple[float, float, float]:
     mean = sum(values) / len(values)
-    half = T * math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    half = T[len(values)] * math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
     return mean, mean - half, mean + half
 
 
@@ -85,3 +90,29 @@ def test_readme_s_table():
         assert f"| {part} | {mean:+.1f}, from {low:+.1f} to {high:+.1f} | {paper} |" in readme
     mean, low, _ = interval(accuracies("full method"))
     assert f"({mean:.1f} ± {mean - low:.1f} %)" in readme
+
+
+@pytest.mark.parametrize("arm", FAST)
+def test_an_arm_of_fast_departs_in_nothing_else_and_reads_no_test_image(arm):
+    first, *_ = log("fast, 5 epochs", 0)
+    for seed in range(3):
+        facts, *epochs = log(arm, seed)
+        assert len(epochs) == 5 and {line["test_acc"] for line in epochs} == {None}
+        assert facts["run"]["recipe"] == {**first["run"]["recipe"], **INGREDIENTS.arms[arm], "seed": seed}
+        assert {key: facts["run"][key] for key in ("processor", "threads", "precision", "git_commit")} == {
+            key: first["run"][key] for key in ("processor", "threads", "precision", "git_commit")
+        }
+
+
+def test_readme_s_ingredients_of_fast():
+    """In points of validation accuracy; what the study itself says of them, too."""
+    readme, verdicts = (ROOT / "README.md").read_text(), INGREDIENTS.verdicts()
+    found = {arm: [log(arm, seed)[-1]["val_acc"] for seed in range(3)] for arm in FAST}
+    whole = found["fast, 5 epochs"]
+    mean, low, _ = interval(whole)
+    assert f"({mean:.2f} ± {mean - low:.2f} %)" in readme
+    for arm, line in zip(list(FAST)[1:], verdicts[1:], strict=True):
+        mean, low, high = interval([full - less for full, less in zip(whole, found[arm], strict=True)])
+        assert f"| {arm.replace('|', '&#124;')} | {mean:+.2f}, from {low:+.2f} to {high:+.2f} |" in readme
+        said = "costs accuracy" if low > 0 else "gains accuracy" if high < 0 else "cannot tell"
+        assert line == f"{arm}: {mean:+.2f} points lost, {low:+.2f} to {high:+.2f}: {said}"

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
+from .accuracy import evaluate
 from .checkpoint import get_state, set_state
 from .data import Dataset, batches, home, load, normalize
 from .files import FileError, load_tensors, locked, save_tensors, write_whole
@@ -30,26 +30,6 @@ from .recipes import RECIPES, Recipe, run_name
 from .step import build, faster_precision, train_step
 
 __all__ = ["RECIPES", "Recipe", "RunError", "evaluate", "fit", "read_log", "reported", "run_name", "train_step"]
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module, x: Tensor, y: Tensor, data: str, precision: str = "fp32", mirrored: bool = False
-) -> tuple[float, float]:
-    """Mean loss and accuracy in percent on uint8 images (N, 3, 32, 32); leaves the model in eval mode.
-
-    Single view, or with `mirrored` by the mean of the logits for the image and for its mirror image.
-    """
-    model.eval()
-    loss, right = 0.0, 0
-    for images, labels in zip(x.split(500), y.split(500), strict=True):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            views = [images, images.flip(3)] if mirrored else [images]
-            inputs = [normalize(view, data).contiguous(memory_format=torch.channels_last) for view in views]
-            logits = torch.stack([model(view) for view in inputs]).mean(0)
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        right += int((logits.argmax(1) == labels).sum())
-    return loss / len(y), 100 * right / len(y)
 
 
 def fit(
@@ -258,7 +238,8 @@ class _Run:
         tuning = recipe.val and recipe.select == "last"
         test_loss, test_acc = (None, None) if tuning else evaluate(self.model, self.x_test, self.y_test, *check)
         held_out = (self.x_val, self.y_val) if tuning else (self.x_test, self.y_test)
-        twice = {"mirrored_acc": evaluate(self.model, *held_out, *check, mirrored=True)[1]} if recipe.mirror else {}
+        more = {"mirrored_acc": 2} if recipe.mirror else {}
+        more |= {"six_views_acc": 6} if recipe.six_views and at["epoch"] == recipe.epochs else {}
         line = {
             "epoch": at["epoch"],
             "train_loss": at["loss"] / at["seen"],
@@ -266,7 +247,7 @@ class _Run:
             "val_acc": val_acc,
             "test_loss": test_loss,
             "test_acc": test_acc,
-            **twice,
+            **{key: evaluate(self.model, *held_out, *check, count)[1] for key, count in more.items()},
             "lr": recipe.learning_rate(at["epoch"]),
             "seconds": at["seconds"] + time.perf_counter() - began,
             "layers": _layer_statistics(self.model),

@@ -255,7 +255,7 @@ def test_what_the_prose_says_of_the_logs():
     one, two, three = (f"{gap:.2f}" for gap in gaps)
     assert f"by {one}, {two} and {three} points, and the mean of these gaps is {mean:.2f}" in PROSE
     assert f"goes from {mean - half:.2f} to {mean + half:.2f} points" in PROSE
-    longer = [read_log(RESULTS / f"record-cifar10-b4-s{seed}")[1][-1]["test_acc"] for seed in range(2)]
+    longer = [read_log(RESULTS / f"record.six_views=False-cifar10-b4-s{seed}")[1][-1]["test_acc"] for seed in range(2)]
     assert f"ended at {longer[0]:.2f} and {longer[1]:.2f} %: three quarters of a point more" in PROSE
     assert sum(longer) / 2 - sum(fast[-1]["test_acc"] for fast in FASTS) / 3 == pytest.approx(0.75, abs=0.05)
     assert "In epoch 80 it has 91.7 %, and 92.2 % in epoch 100" in PROSE

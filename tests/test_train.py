@@ -12,12 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from q4lib.data import load, normalize
 from q4lib.files import FileError, load_tensors, save_tensors
+from q4lib.kit.cli import _summary
 from q4lib.kit.plots import paper_run
 from q4lib.pack import load_model
 from q4lib.train import (
@@ -267,24 +269,40 @@ def test_the_linear_schedule_climbs_and_ends_at_zero():
 def test_a_tuning_run_never_reads_the_test_set(tmp_path, monkeypatch):
     """With a validation split and no choice of epoch, the test images could be missing."""
     monkeypatch.setattr("q4lib.train.evaluate", lambda model, x, y, *rest, **more: (0.5, 100 * len(y) / 1300))
-    recipe = replace(TINY, epochs=1, val=1300, select="last", mirror=True)
+    recipe = replace(TINY, epochs=1, val=1300, select="last", mirror=True, six_views=True)
     line = read_log(fit(recipe, tmp_path / "run", device="cpu", progress=False))[1][0]
-    assert (line["val_acc"], line["test_acc"], line["test_loss"], line["mirrored_acc"]) == (100, None, None, 100)
+    assert {line["val_acc"], line["mirrored_acc"], line["six_views_acc"]} == {100}
+    assert line["test_acc"] is line["test_loss"] is None
 
 
-def test_mirrored_is_the_mean_answer_to_an_image_and_its_mirror_image(tmp_path):
-    """The log has it beside the single view; and whichever way round the images come, it is the same."""
-    folder = fit(replace(TINY, epochs=1, mirror=True), tmp_path / "run", device="cpu", progress=False)
-    line, (model, _), digits = read_log(folder)[1][0], load_model(folder / "model.safetensors"), load("digits")
+def test_several_views_give_the_mean_answer_to_an_image_mirrored_and_shifted(tmp_path):
+    """By hand: the log has it beside the single view; and whichever way round the images come, it is the same."""
+    recipe = replace(TINY, epochs=2, mirror=True, six_views=True)
+    folder = fit(recipe, tmp_path / "run", device="cpu", progress=False)
+    (first, line), (model, _), digits = read_log(folder)[1], load_model(folder / "model.safetensors"), load("digits")
     x, y = digits.x_test, digits.y_test
-    with torch.no_grad():
-        both = sum(model(normalize(way, "digits")) for way in (x, x.flip(3))) / 2
-    right = 100 * (both.argmax(1) == y).double().mean().item()
-    for images in (x, x.flip(3)):
-        found = evaluate(model, images, y, "digits", mirrored=True)
-        assert found == pytest.approx((F.cross_entropy(both, y).item(), right), abs=1e-4)
-    assert line["mirrored_acc"] == pytest.approx(right, abs=0.3)
+    wide = torch.from_numpy(np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect"))
+
+    def answer(images):
+        with torch.no_grad():
+            return sum(model(normalize(way, "digits")) for way in (images, images.flip(3))) / 2
+
+    two = answer(x)
+    for count, mean, key in (
+        (2, two, "mirrored_acc"),
+        (6, (2 * two + answer(wide[..., :32, :32]) + answer(wide[..., 2:, 2:])) / 4, "six_views_acc"),
+    ):
+        right = 100 * (mean.argmax(1) == y).double().mean().item()
+        found = evaluate(model, x, y, "digits", count=count)
+        assert found == pytest.approx((F.cross_entropy(mean, y).item(), right), abs=1e-4)
+        assert line[key] == pytest.approx(right, abs=0.3)
+    assert evaluate(model, x.flip(3), y, "digits", count=2) == evaluate(model, x, y, "digits", count=2)
     assert line["test_acc"] == pytest.approx(evaluate(model, x, y, "digits")[1], abs=0.3)
+    said = f"{line['mirrored_acc']:.2f} % with their mirror images, {line['six_views_acc']:.2f} % in six views"
+    assert said in _summary(folder)
+    assert "mirrored_acc" in first and "six_views_acc" not in first
+    with pytest.raises(ValueError, match="views must be 1, 2 or 6, got 3"):
+        evaluate(model, x, y, "digits", count=3)
 
 
 def test_a_run_begun_before_a_setting_existed_goes_on(tmp_path):

@@ -175,6 +175,7 @@ def _summary(folder: Path) -> str:
     of = "validation" if line["test_acc"] is None else "test"
     accuracy = line["val_acc" if line["test_acc"] is None else "test_acc"]
     mirrored = f", {line['mirrored_acc']:.2f} % with their mirror images" if "mirrored_acc" in line else ""
+    mirrored += f", {line['six_views_acc']:.2f} % in six views" if "six_views_acc" in line else ""
     return (
         f"{accuracy:.2f} % on the {of} images of {recipe['data']}{mirrored} at {how} "
         f"({line['epoch']} of {len(epochs)}), one seed ({recipe['seed']}), {run['precision']}, "

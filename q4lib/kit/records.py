@@ -52,7 +52,7 @@ def run_rows(root: Path, link: str = "") -> list[str]:
     """A row for each recipe and bit width; accuracies in percent at the epoch the recipe reports, a figure a seed.
 
     A run that tuned a recipe has never read the test set: its accuracies are those of its validation split. `mirrored`
-    are those of the mean answer to an image and its mirror image, where the log has them; all others are single view.
+    and `six views` are those of the mean answer to `views`, where the log has them; all others are single view.
     """
     rows = []
     for name, runs in recorded(root).items():
@@ -61,10 +61,11 @@ def run_rows(root: Path, link: str = "") -> list[str]:
         key, of = ("val_acc", " (validation)") if lines[0]["test_acc"] is None else ("test_acc", "")
         found = [line[key] for line in lines]
         accuracies, spread = ", ".join(f"{value:.2f}" for value in found) + f" %{of}", _spread(found)
-        if "mirrored_acc" in lines[0]:
-            twice = [line["mirrored_acc"] for line in lines]
-            accuracies += f"; mirrored {', '.join(f'{value:.2f}' for value in twice)} %"
-            spread += f"; mirrored {_spread(twice)}"
+        for more, seen in (("mirrored_acc", "mirrored"), ("six_views_acc", "six views")):
+            if more in lines[0]:
+                found = [line[more] for line in lines]
+                accuracies += f"; {seen} {', '.join(f'{value:.2f}' for value in found)} %"
+                spread += f"; {seen} {_spread(found)}"
         minutes = statistics.mean(sum(line["seconds"] for line in epochs) / 60 for _, _, epochs in runs)
         seeds = [str(facts["recipe"]["seed"]) for _, facts, _ in runs]
         logs = ", ".join(f"[s{seed}]({link}{run}/log.jsonl)" for seed, (run, _, _) in zip(seeds, runs, strict=True))

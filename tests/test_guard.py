@@ -120,6 +120,25 @@ def test_a_busy_machine_is_waited_for():
     assert guarded(lambda: time.sleep(0.2), 0.1) is None
 
 
+def test_a_thread_that_is_ending_is_left_in_peace(monkeypatch):
+    """On a busy machine a thread takes its time to end, after the code that it was to end."""
+    hit = []
+
+    class Slow(threading.Thread):
+        def run(self):
+            super().run()
+            try:
+                for _ in range(20):
+                    time.sleep(0.005)
+            except SystemExit:
+                hit.append(1)
+
+    monkeypatch.setattr(threading, "Thread", Slow)
+    with pytest.raises(Endless, match=r"did not end within 0\.[01]5 seconds"):
+        guarded(lambda: endless(None), 0.05)
+    assert not hit
+
+
 def test_the_grader_waits_longer(monkeypatch, capsys):
     monkeypatch.setattr(checks, "SECONDS", 0.05)
 

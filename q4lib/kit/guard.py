@@ -45,7 +45,7 @@ def guarded(function: Callable[[], T], seconds: float) -> T:
                 thread.join(0.02)
         finally:  # Ctrl-C, too, ends the thread and not only the waiting for it
             late, busy = thread.is_alive(), time.process_time() < worked
-            ended = _end(thread)
+            ended = _end(thread, over=lambda: bool(results or errors))
     if late:
         limit = 3 * seconds if busy else seconds
         why = "does a loop never end" + (", or is the machine busy? Then run the cell again" if busy else "?")
@@ -56,12 +56,13 @@ def guarded(function: Callable[[], T], seconds: float) -> T:
     return results[0]
 
 
-def _end(thread: threading.Thread) -> bool:
-    """Raise SystemExit in a thread until it has ended: a loop with an `except:` in it may catch the first, or all."""
+def _end(thread: threading.Thread, over: Callable[[], bool]) -> bool:
+    """Raise SystemExit in a thread until its code is over: a loop with an `except:` may catch the first, or all."""
     for _ in range(40):
         if not thread.is_alive():
             return True
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        if not over():
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
         thread.join(0.01)
     return not thread.is_alive()
 

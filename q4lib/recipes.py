@@ -141,7 +141,7 @@ class Recipe:
 
 # Reaches the paper's 92.34 % in ten epochs, at the last one, with each of three seeds: 92.55, 92.62, 92.54 % (bf16),
 # notebooks/results/fast-cifar10-b4-s0 to s2. Rates and dropout were tuned on a validation split, with runs recorded
-# there; its ingredients are not weighed one by one yet.
+# there; not all of its ingredients are weighed one by one yet.
 FAST = Recipe(
     "fast",
     normal_range=True,

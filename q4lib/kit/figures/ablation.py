@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -27,12 +28,16 @@ def _accuracy(run: str) -> float:
 
 @dataclass(frozen=True)
 class Study:
-    """Recorded runs of one recipe and of arms that depart from it, the first of them in nothing; the same seeds."""
+    """Recorded runs of one recipe and of arms that depart from it, the first of them in nothing; the same seeds.
+
+    `pooled` takes the spread from all arms together, as if each scattered alike: for many arms with few seeds.
+    """
 
     recipe: Recipe
     arms: dict[str, dict[str, Any]]
     seeds: Sequence[int]
     digits: int = 1
+    pooled: bool = False
 
     def runs(self, arm: str) -> list[str]:
         """The names of an arm's runs, seed by seed."""
@@ -47,15 +52,28 @@ class Study:
         whole = self.accuracies(next(iter(self.arms)))
         return [full - less for full, less in zip(whole, self.accuracies(arm), strict=True)]
 
+    def lost(self, arm: str) -> tuple[float, float]:
+        """The mean of an arm's losses, and half the width of its 95 % interval."""
+        mean, half = mean_interval(self.losses(arm))
+        if self.pooled:
+            from scipy.stats import t
+
+            found = np.array([self.accuracies(arm) for arm in self.arms])
+            # What is neither the arm's nor the seed's.
+            left = found - found.mean(0) - found.mean(1, keepdims=True) + found.mean()
+            free = (len(self.arms) - 1) * (len(self.seeds) - 1)
+            half = float(t.ppf(0.975, free) * np.sqrt(2 * (left**2).sum() / free / len(self.seeds)))
+        return mean, half
+
     def verdicts(self) -> list[str]:
         """A line an arm: the first one's mean accuracy, what the others lose to it; each with its 95 % interval."""
         (first, *others), digits = self.arms, self.digits
         mean, half = mean_interval(self.accuracies(first))
         lines = [f"{first}: {mean:.{digits}f} ± {half:.{digits}f} %, {len(self.seeds)} seeds"]
         for arm in others:
-            mean, half = mean_interval(self.losses(arm))
+            mean, half = self.lost(arm)
             said = "costs accuracy" if mean > half else "gains accuracy" if mean < -half else "cannot tell"
-            low, middle, high = (f"{value:+.{digits}f}" for value in (mean - half, mean, mean + half))
+            low, middle, high = (f"{value:+z.{digits}f}" for value in (mean - half, mean, mean + half))
             lines.append(f"{arm}: {middle} points lost, {low} to {high}: {said}")
         return lines
 
@@ -63,7 +81,7 @@ class Study:
         """A row an arm but the first: the points that it loses, one a seed, their mean and its interval."""
         arms = list(self.arms)[1:]
         rows = range(len(arms))
-        means, halves = zip(*(mean_interval(self.losses(arm)) for arm in arms), strict=True)
+        means, halves = zip(*map(self.lost, arms), strict=True)
         axes.plot(
             [self.losses(arm) for arm in arms], [[row - 0.12] * len(self.seeds) for row in rows], "o", color=BLUE,
             alpha=0.4, label=["ours, a seed"] + [None] * (len(self.seeds) - 1),
@@ -85,11 +103,14 @@ INGREDIENTS = Study(
     replace(RECIPES["fast"], epochs=5, schedule_epochs=5, val=10_000),
     {
         "fast, 5 epochs": {},
-        "grid out to max|w|": {"normal_range": False},
+        "grid out to the largest weight": {"normal_range": False},
+        "no label smoothing": {"label_smoothing": 0.0},
         "with the paper's soft clip": {"soft_clip": 3.0},
+        "with a scale per channel": {"per_channel": True},
     },
     range(3),
     digits=2,
+    pooled=True,
 )
 
 

@@ -105,6 +105,7 @@ INGREDIENTS = Study(
         "fast, 5 epochs": {},
         "grid out to the largest weight": {"normal_range": False},
         "no label smoothing": {"label_smoothing": 0.0},
+        "no shift": {"crop": 0},
         "with the paper's soft clip": {"soft_clip": 3.0},
         "with a scale per channel": {"per_channel": True},
     },

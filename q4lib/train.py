@@ -177,7 +177,7 @@ class _Run:
         if progress and first > last:
             print("this run is finished: nothing was left to do", flush=True)
         elif progress and done:
-            print(f"going on from epoch {first}, step {self.at['step'] + 1} of {steps}", flush=True)
+            print(f"going on from epoch {first}, step {min(self.at['step'] + 1, steps)} of {steps}", flush=True)
         tested = ""
         barred = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         began = time.perf_counter()
@@ -189,7 +189,7 @@ class _Run:
                 of = "val" if line["test_acc"] is None else "test"
                 tested = f", {of} {line[f'{of}_acc']:.2f} %"
                 if progress and not barred:
-                    left = (time.perf_counter() - began) * (last - epoch) * steps / (epoch * steps - done)
+                    left = (time.perf_counter() - began) * (last - epoch) * steps / max(1, epoch * steps - done)
                     told = f"epoch {epoch}/{last}: train {line['train_acc']:.2f} %{tested}"
                     print(f"{told}, {line['seconds']:.0f} s, {left / 60:.1f} min left", flush=True)
                 on_epoch(self.folder)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .data import home, load, nearest, normalize
 from .files import BusyError, FileError
-from .layers import FP32, quantized
+from .layers import FP32, QuantizedWeight, quantized
 from .mobilenet import mobilenet, pretrained
 from .pack import load_model
 from .pruning import channel_norms, prune, solve_ratios
@@ -93,7 +93,7 @@ class Transfer(Recipe):
             model = _pruned(model, self.data, at_random=self.pruned == "random")
         trained = model if self.trains == "all" else model.features
         for layer in list(trained.modules()):
-            if self.bits != FP32 and isinstance(layer, nn.Conv2d | nn.Linear):
+            if isinstance(layer, QuantizedWeight) or (self.bits != FP32 and isinstance(layer, nn.Conv2d | nn.Linear)):
                 quantized(layer, self.bits, self.per_channel)
         return model if self.trains == "all" else RepNet(model, num_classes, side=self.trains == "side")
 

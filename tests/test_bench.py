@@ -26,7 +26,7 @@ def batch():
     return torch.randn(4, 3, 32, 32, generator=generator), torch.randint(10, (4,), generator=generator)
 
 
-@pytest.mark.parametrize(("n", "rank"), [(6, 1), (10, 2), (20, 6), (30, 10), (100, 40)])
+@pytest.mark.parametrize(("n", "rank"), [(6, 1), (10, 2), (20, 6), (30, 10), (100, 40), (1100, 518)])
 def test_interval_has_the_ranks_of_the_sign_tests_table(n, rank):
     values = torch.randperm(n, generator=torch.Generator().manual_seed(n)).add(1).tolist()
     assert bench.median_interval(values) == ((n + 1) / 2, rank, n + 1 - rank)
@@ -97,7 +97,7 @@ def test_an_arm_with_another_loss_is_refused(batch):
 
 
 def test_the_breakdown_adds_up(monkeypatch, capsys):
-    """The parts of a step fill it, the quantizer lies within forward, and the flops are those of the network."""
+    """The parts of a step fill it, the quantizer is no multiple of forward, the flops are those of the network."""
     monkeypatch.setattr(breakdown, "SIZES", (64,))
     monkeypatch.setattr(breakdown, "matmul_seconds", lambda n, dtype: 2 * n**3 / 1e9)
     monkeypatch.setattr(breakdown, "times_paper", lambda precision: {"fp32": 10.34}[precision])
@@ -192,9 +192,22 @@ def test_doctor_prints_every_recipe(small_doctor, monkeypatch, capsys):
     assert "  paper: 12.3 h: 150 epochs of 391 steps, 500 ms each, and 100.0 s of evaluation" in printed
     assert "  miniature: 14 min: 6 epochs of 79 steps" in printed
     assert "  digits: 5 min: 20 epochs of 23 steps, 500 ms each, and 3.6 s of evaluation" in printed
-    assert "  auto: 5 min: 1 epochs of 352 steps, 500 ms each, and 150.0 s of evaluation" in printed
+    assert "  auto: 4 min: 1 epochs of 352 steps, 500 ms each, and 50.0 s of evaluation" in printed
+    assert "  record: 2.6 h: 25 epochs of 98 steps, 500 ms each, and 300.0 s of evaluation" in printed  # mirrored, too
     for fact in ("GFLOP/s", "fastest: fp32 contiguous; bf16 is 4.0 times slower", "GB free", "digits", "cifar100"):
         assert fact in printed
+
+
+def test_doctor_takes_the_precision_that_train_takes(small_doctor, monkeypatch, capsys):
+    """Weights and images are laid out channels_last there, whatever is fastest else."""
+    took = {
+        ("fp32", "contiguous"): 1,
+        ("fp32", "channels_last"): 3,
+        ("bf16", "contiguous"): 4,
+        ("bf16", "channels_last"): 2,
+    }
+    monkeypatch.setattr(doctor, "_step_seconds", lambda *way: took[way])
+    assert doctor._compare_steps() == "bf16" and "fastest: fp32 contiguous" in capsys.readouterr().out
 
 
 def test_doctor_measures_here(small_doctor, monkeypatch, capsys, tmp_path):

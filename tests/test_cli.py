@@ -107,6 +107,14 @@ def test_data_is_found_and_checked(capsys, cifar10_pack):
     assert str(cifar10_pack) in capsys.readouterr().out
 
 
+def test_epochs_past_the_end_of_a_linear_schedule_are_pointed_out(capsys):
+    settings = ["--epochs", "2", "--set", "schedule=linear", "--set", "schedule_epochs=1", "--set", "batch_size=700"]
+    assert main(["train", *settings]) == 0
+    assert "its rate is zero after epoch 1: --set schedule_epochs=2 would stretch it" in capsys.readouterr().out
+    assert main(["train", *settings, "--epochs", "1"]) == 0
+    assert "rate is zero" not in capsys.readouterr().out
+
+
 def test_runs_go_home(q4_home):
     assert main(["train", "--epochs", "1", "--set", "batch_size=500"]) == 0
     assert (q4_home / "runs" / "digits.e1.batch_size=500-digits-b4-s0" / "model.safetensors").exists()

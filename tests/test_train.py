@@ -124,6 +124,22 @@ def test_twenty_kills_change_no_bit(undisturbed, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_a_run_stopped_after_its_epoch_s_last_step_goes_on(undisturbed, tmp_path, monkeypatch, capsys):
+    """Killed while it evaluates, with no step of the epoch left: its estimate of the rest divided by that."""
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "_finish_epoch", lambda run: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(TINY, folder, device="cpu", progress=False, save_every=0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    fit(TINY, folder, device="cpu")
+    steps = TINY.steps(1437 - TINY.val)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"going on from epoch 1, step {steps} of {steps}" and said[1].startswith("epoch 1/3: train ")
+    assert (folder / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
 def test_the_model_kept_is_the_best_on_validation(undisturbed):
     _, epochs = read_log(undisturbed)
     kept = reported(epochs, "val")
@@ -220,7 +236,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    """The sentence names epoch and step; the checkpoint from before is whole."""
+    """A sentence says so, and what to do; the checkpoint from before is whole."""
     with pytest.raises((RunError, ValueError), match=r"nan|inf") as caught:
         fit(replace(TINY, lr=1e30, soft_clip=None, grad_clip=None), tmp_path / "run", device="cpu", progress=False)
     assert "lower learning rate" in str(caught.value)
@@ -340,6 +356,8 @@ def test_a_run_is_named_by_its_departures():
         ({"warmup": 1.0}, "warmup must be at least 0 and less than 1, got 1.0"),
         ({"muon_lr": 0}, "muon_lr must be positive"),
         ({"epochs": 0}, "epochs must be at least 1"),
+        ({"fixed_scale": True, "per_channel": True}, "it excludes per_channel"),
+        ({"fixed_scale": True, "normal_range": True}, "it excludes normal_range"),
         ({"seed": -5}, "seed must be 0..2147483647, got -5"),
         ({"crop": 500}, "crop must be 0..32, got 500"),
         ({"lr": float("inf")}, "lr must be positive and finite, got inf"),
@@ -352,17 +370,31 @@ def test_a_recipe_that_cannot_run_says_why(change, words):
         replace(RECIPES["paper"], **change)
 
 
-def test_precision_is_timed_only_when_asked():
-    digits = RECIPES["digits"]
-    assert faster_precision(digits) == "fp32"
-    assert faster_precision(replace(digits, precision="auto")) in ("fp32", "bf16")
+@pytest.mark.parametrize("faster", ["fp32", "bf16"])
+def test_precision_is_timed_only_when_asked(monkeypatch, faster):
+    timed = []
+
+    def seconds(recipe, precision, *args, **more):
+        timed.append(precision)
+        return 1 if precision == faster else 2
+
+    monkeypatch.setattr("q4lib.step.step_seconds", seconds)
+    assert faster_precision(RECIPES["digits"]) == "fp32" and not timed
+    assert faster_precision(replace(RECIPES["digits"], precision="auto")) == faster and timed == ["fp32", "bf16"]
 
 
-def test_bf16_trains_and_is_resumed_in_bf16(tmp_path):
-    recipe = replace(TINY, epochs=1, val=1300, select="last", precision="bf16")
-    folder = fit(recipe, tmp_path / "run", device="cpu", progress=False)
-    run, epochs = read_log(folder)
-    assert run["precision"] == "bf16" and epochs[0]["train_loss"] > 0
+def test_bf16_is_resumed_in_bf16_at_the_same_last_bit(tmp_path):
+    recipe = replace(TINY, epochs=2, val=1300, select="last", precision="bf16")
+
+    def stop(run):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, tmp_path / "stopped", device="cpu", progress=False, on_epoch=stop)
+    runs = [fit(recipe, tmp_path / name, device="cpu", progress=False) for name in ("stopped", "whole")]
+    assert [read_log(run)[0]["precision"] for run in runs] == ["bf16", "bf16"]
+    stopped, whole = ((run / "model.safetensors").read_bytes() for run in runs)
+    assert stopped == whole
 
 
 def test_the_fp32_twin_logs_no_grid(tmp_path):
@@ -377,7 +409,7 @@ def test_a_gpu_that_is_not_there_is_said_to_be_missing(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_same_images_are_drawn_on_a_gpu(tmp_path):
+def test_a_gpu_trains(tmp_path):
     folder = fit(replace(TINY, epochs=1), tmp_path / "run", device="cuda", progress=False)
     assert read_log(folder)[1][0]["test_acc"] > 10
 

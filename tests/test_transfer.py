@@ -298,6 +298,17 @@ def test_the_run_before_has_bits_of_its_own_and_the_same_width():
     assert network.classifier[0].p == 0.3 and network.classifier[1].in_features == 1280
 
 
+def test_what_begins_on_4_bits_is_trained_at_the_bits_asked_for(q4_home):
+    """At 32 it went on rounding to 4, under the name of 32."""
+    arm = replace(small(TRANSFERS["whole"]), start_bits=4)
+    first = arm.first()
+    file = q4_home / "runs" / run_name(first) / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    save_model(file, first.network(5), recipe="pretrain", data=first.data, classes=list("01234"), epoch=1, test_acc=0.0)
+    for bits in (2, 32):
+        assert {layer.bits for layer in quantized_layers(replace(arm, bits=bits).network(5)).values()} == {bits}
+
+
 def test_a_run_is_named_by_its_departures():
     assert run_name(TRANSFERS["repnet"]) == "repnet-cifar10-last5-b32-s0"
     changed = replace(TRANSFERS["repnet"], data="cifar10", source="cifar100", bits=4, seed=2)

@@ -43,10 +43,10 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     Of n values, the j-th smallest and the j-th largest miss the true median with probability 2 P(Binomial(n, 1/2) < j).
     """
     ordered, n = sorted(values), len(values)
-    j, missed = 0, 2 * 0.5**n
+    j, missed = 0, 2 / 2**n
     while missed <= 1 - confidence:
         j += 1
-        missed += 2 * math.comb(n, j) * 0.5**n
+        missed += 2 * math.comb(n, j) / 2**n
     if j == 0:
         raise ValueError(f"{n} rounds give no {confidence:.0%} interval of a median: take 30 or more")
     return Interval(statistics.median(ordered), ordered[j - 1], ordered[n - j])

@@ -71,6 +71,11 @@ def _train(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = out or data.home() / "runs" / run_name(planned, device)
     print(f"run folder: {folder}", flush=True)
+    if planned.schedule == "linear" and planned.epochs > planned.schedule_epochs:
+        end = planned.schedule_epochs
+        print(
+            f"its rate is zero after epoch {end}: --set schedule_epochs={planned.epochs} would stretch it", flush=True
+        )
     fit(planned, folder, device=device, on_epoch=lambda run: _draw(run, every=30))
     _draw(folder)
     print(_summary(folder))

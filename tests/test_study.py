@@ -128,14 +128,19 @@ def test_every_arm_is_a_run_of_its_own():
     assert run_name(study.ARMS["Rep-Net, trained on 4 bits"]) == "repnet.start_bits=4-cifar10-last5-b4-s0"
 
 
-def test_readme_shows_the_study_as_soon_as_a_run_is_recorded():
-    lines = (ROOT / "README.md").read_text().splitlines()
+def test_the_lab_book_shows_the_study_and_readme_its_ends():
+    lines = (ROOT / "notebooks" / "results" / "README.md").read_text().splitlines()
     shown = [line for line in lines if line.startswith(("| last ", "| Rep-N"))]
     assert shown == (study.rows() if any(map(study.accuracies, study.ARMS)) else [])
     pairs = [line for line in lines if line.startswith("- ") and " against " in line]
     assert pairs == [f"- {line}" for line in study.differences()]
     ends = [f"{values[-1]:.2f}" for values in retrained().values()]
     assert f"by norm or at random ({', '.join(ends)} %: one run each, no spread)" in " ".join(lines)
+    side, last = (study.said(arm).removesuffix(", 3 seeds") for arm in ("Rep-Net", "last layer"))
+    eager, lean = (study.memory()["Rep-Net"]["steps"][way]["peak"] / 1e6 for way in ("eager", "lean"))
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"learns five new classes to {side}, the last layer alone to {last} (three seeds" in readme
+    assert f"makes {eager:.2f} MB beside network and Adam, with `q4lib.lean` {lean:.2f} MB" in readme
 
 
 def points(figure) -> dict[str, tuple[float, float]]:

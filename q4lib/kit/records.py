@@ -66,7 +66,7 @@ def run_rows(root: Path, link: str = "") -> list[str]:
                 found = [line[more] for line in lines]
                 accuracies += f"; {seen} {', '.join(f'{value:.2f}' for value in found)} %"
                 spread += f"; {seen} {_spread(found)}"
-        minutes = statistics.mean(sum(line["seconds"] for line in epochs) / 60 for _, _, epochs in runs)
+        minutes = statistics.median(sum(line["seconds"] for line in epochs) / 60 for _, _, epochs in runs)
         seeds = [str(facts["recipe"]["seed"]) for _, facts, _ in runs]
         logs = ", ".join(f"[s{seed}]({link}{run}/log.jsonl)" for seed, (run, _, _) in zip(seeds, runs, strict=True))
         machines = {f"{f['processor']}, threads: {f['threads']}, {f['precision']}" for _, f, _ in runs}

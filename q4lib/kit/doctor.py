@@ -58,7 +58,7 @@ def _memory() -> str:
 
 
 def _compare_steps() -> str:
-    """Print a training step's time in both precisions and memory formats; the precision faster as `train` lays out."""
+    """Print a training step's time in both precisions and memory formats; the precision that `train` takes for auto."""
     seconds = {way: _step_seconds(*way) for way in product(DTYPES, FORMATS)}
     print(f"training step of VGG4bit on the processor, {IMAGES} images:")
     for (precision, layout), took in seconds.items():

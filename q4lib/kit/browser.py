@@ -160,8 +160,9 @@ class ClassicNotebook(Notebook):
     widget = "window.Jupyter?.notebook"
 
     def kernel(self) -> str | None:
-        """As JupyterLab would say it."""
+        """As JupyterLab would say it. Ready only once ipywidgets is: what a cell shows before that is never drawn."""
         ready = f"const n = {self.widget}; return n && n._fully_loaded && n.kernel?.is_connected()"
+        ready += " && n.kernel.comm_manager.targets['jupyter.widget']"
         return "idle" if self.js(f"{ready} && !n.kernel_busy && !document.querySelector('.cell.running')") else None
 
     def run(self) -> None:

@@ -48,7 +48,8 @@ class Picture(NamedTuple):
         renderer.clear()
         figure.draw(renderer)
         image = Image.fromarray(np.asarray(renderer.buffer_rgba())).convert("RGB")
-        image.save(content, "png", compress_level=1)
+        # A slider must not wait; what is stored should be small.
+        image.save(content, "png", compress_level=9 if headless() else 1)
         what = (inspect.getdoc(function) or function.__name__).splitlines()[0]
         alt = " ".join([what, *numbers.split("\n")])
         png = base64.b64encode(content.getvalue()).decode()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from q4lib.kit.classroom import ARMS
 from q4lib.kit.figures.ablation import INGREDIENTS, plot_ingredients, plot_small_table
+from q4lib.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {
@@ -166,6 +168,25 @@ def test_the_picture_says_what_lies_beyond_it_and_marks_the_guess():
     assert marked == ["no shift"]
     with pytest.raises(ValueError, match=r"guess must be one of .*, got 'no shifts' .did you mean 'no shift'\?"):
         plot_ingredients("no shifts")
+
+
+def test_eight_epochs_without_both_reach_the_paper_s_accuracy_too():
+    """README, lab book and lesson say so, of the last epoch of three seeds."""
+    runs = [f"fast.e8.schedule_epochs=8.warmup=0.0.dropout=0.0-cifar10-b4-s{seed}" for seed in range(3)]
+    facts, *_ = (logs := [(ROOT / "notebooks/results" / run / "log.jsonl").read_text().splitlines() for run in runs])[0]
+    changed = {"epochs": 8, "schedule_epochs": 8, "dropout": 0.0, "warmup": 0.0}
+    fast = asdict(RECIPES["fast"])
+    assert {
+        key: v for key, v in json.loads(facts)["run"]["recipe"].items() if fast[key] != v and key != "betas"
+    } == changed
+    found = [json.loads(lines[-1])["test_acc"] for lines in logs]
+    mean, low, _ = interval(found)
+    assert min(found) >= 92.34 and {len(lines) for lines in logs} == {1 + 8}
+    one, two, three = (f"{value:.2f}" for value in found)
+    for name in ("README.md", "notebooks/results/README.md", "notebooks/06_train_cifar10.ipynb"):
+        said = " ".join((ROOT / name).read_text().split())
+        assert f"{one}, {two} and {three} %" in said
+        assert name.endswith("ipynb") or f"({mean:.2f} ± {mean - low:.2f} %, three seeds)" in said
 
 
 def test_lesson_06_says_what_the_ingredients_bring():

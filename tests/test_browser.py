@@ -233,7 +233,8 @@ def test_a_run_is_stopped_by_the_button_and_goes_on(lab, tmp_path):
         [error] = notebook.wait(notebook.errors, "the end of the step")
         done = int(notebook.explorers()[0].numbers().split("epoch ")[1].split(" of 8")[0])
         assert 1 <= done < 8 and "Stopped, and saved. Run this cell again" in error and "train.py" not in error
-        notebook.run()
+        # For a moment after an error a kernel puts aside what it is asked, and no output is left: it is asked again.
+        notebook.wait(lambda: notebook.run() or notebook.cells()[0]["outputs"], "the run to go on")
         assert not notebook.errors()
         assert f"going on from epoch {done + 1}, step " in str(notebook.cells()[0]["outputs"])
         [explorer] = notebook.explorers()

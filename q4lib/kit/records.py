@@ -14,7 +14,10 @@ from ..train import read_log, reported
 Run = tuple[str, dict[str, Any], list[dict[str, Any]]]
 
 # The first form of `fast`: a grid out to the largest weight, Muon on the convolutions alone.
-FIRST = "fast.normal_range=False.optimizer=muon.muon_lr=0.08.lr=0.003.dropout=0.2-cifar10-b4-s0"
+FIRST = (
+    "fast.normal_range=False.e10.schedule_epochs=10.warmup=0.15.optimizer=muon.muon_lr=0.08.lr=0.003.dropout=0.2"
+    "-cifar10-b4-s0"
+)
 
 RUNS = """| run | model | bits | epochs | seeds | test accuracy | mean | machine | minutes | logs |
 |---|---|---|---|---|---|---|---|---|---|"""

@@ -77,19 +77,19 @@ def rate_at_the_end(value: Any) -> str:
 
 @task("06.d")
 def precision(value: Any) -> str:
-    """Of the pictures that the network calls cat, the share that are cats."""
+    """Of the pictures that the network calls bird, the share that are birds."""
     counts, classes = confusion()
-    cat = classes.index("cat")
-    right, row, column = (n.item() for n in (counts[cat, cat], counts[cat].sum(), counts[:, cat].sum()))
+    bird = classes.index("bird")
+    right, row, column = (n.item() for n in (counts[bird, bird], counts[bird].sum(), counts[:, bird].sum()))
     likely = {
-        right / row: "that is the share of the cats that it finds, its recall: divide by the column's sum",
+        right / row: "that is the share of the birds that it finds, its recall: divide by the column's sum",
         100 * right / column: "that is in percent: give the share",
-        100 * right / row: "that is the share of the cats that it finds: divide by the column's sum",
-        1 - right / column: "that is the share that are no cats",
-        column / row: "that compares how many it calls cat with how many there are",
+        100 * right / row: "that is the share of the birds that it finds: divide by the column's sum",
+        1 - right / column: "that is the share that are no birds",
+        column / row: "that compares how many it calls bird with how many there are",
         2 * right / (row + column): "that mixes both shares: divide by the column's sum alone",
         counts.trace().item() / counts.sum().item(): "that is the accuracy over all classes",
-        column: "that is how many it calls cat: how many of these are cats?",
+        column: "that is how many it calls bird: how many of these are birds?",
     }
-    compare_number(value, right / column, likely, "counts[3, 3] over the sum of column 3", 5e-4)
-    return f"{right} of {column}: its precision for cats"
+    compare_number(value, right / column, likely, "counts[2, 2] over the sum of column 2", 5e-4)
+    return f"{right} of {column}: its precision for birds"

@@ -24,7 +24,7 @@ from ..records import mean_interval
 from .start import shares
 
 PAPER, FAST, TWIN = "paper.e7-cifar10-b4", "fast-cifar10-b4", "fast-cifar10-b32"
-STEPS = RECIPES["fast"].steps(50_000)
+EPOCHS, STEPS = RECIPES["fast"].epochs, RECIPES["fast"].steps(50_000)
 
 
 def so_far(run: Path) -> str:
@@ -80,7 +80,7 @@ def recorded() -> dict[str, list[list[float]]]:
 
 
 @matplotlib.rc_context(STYLE)
-def plot_recorded(last: int = 10, guess: float | None = None) -> tuple[Figure, str]:
+def plot_recorded(last: int = 8, guess: float | None = None) -> tuple[Figure, str]:
     """Test accuracy of recorded runs up to a last epoch: the paper's log, ours of its recipe, `fast`, its twin."""
     runs = recorded()
     figure, (axes,) = panels(right=0.7)
@@ -96,7 +96,7 @@ def plot_recorded(last: int = 10, guess: float | None = None) -> tuple[Figure, s
         said.append(f"{label:19} epoch {len(epochs):3}: {', '.join(f'{values[-1]:.2f}' for values in seen)} %")
     twins = [values[-1] for values in runs["fast, FP32 twin"]]
     if guess is not None:
-        axes.plot(10, mean(twins) - guess, "X", color="black", markersize=11, label="your guess")
+        axes.plot(EPOCHS, mean(twins) - guess, "X", color="black", markersize=11, label="your guess")
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", xlim=(0, last + 1), ylim=(60, 95))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0)
@@ -142,17 +142,17 @@ def plot_cosine(epoch: int = 100, restart: bool = False, guess: float | None = N
 
 
 @matplotlib.rc_context(STYLE)
-def plot_linear(schedule: int = 10, warmup: float = 0.15) -> tuple[Figure, str]:
-    """A linear schedule of some epochs over the ten of `fast`: up over its share `warmup`, then down to zero."""
+def plot_linear(schedule: int = EPOCHS, warmup: float = 0.0) -> tuple[Figure, str]:
+    """A linear schedule of some epochs in a run of `fast`: up over its share `warmup`, then down to zero."""
     recipe = Recipe("fast", schedule="linear", schedule_epochs=schedule, warmup=warmup)
-    at = [(step + 0.5) / STEPS for step in range(10 * STEPS)]
+    at = [(step + 0.5) / STEPS for step in range(EPOCHS * STEPS)]
     rates = [recipe.rate(int(x) + 1, x % 1) for x in at]
     figure, (axes,) = panels()
-    beyond = [10 + i / 20 for i in range(121)]
+    beyond = [EPOCHS + i / 20 for i in range(161)]
     axes.plot(beyond, [recipe.rate(int(x) + 1, x % 1) for x in beyond], color=PALE, linestyle="--", linewidth=2)
     axes.plot(at, rates, color=BLUE, linewidth=2)
-    axes.axvline(10, color=GREY, linestyle="--")
-    axes.text(9.95, 1.02, "the run ends", ha="right", va="bottom", color=GREY)
+    axes.axvline(EPOCHS, color=GREY, linestyle="--")
+    axes.text(EPOCHS - 0.05, 1.02, "the run ends", ha="right", va="bottom", color=GREY)
     axes.set(xlabel="epochs done", ylabel="share of the full rate", xlim=(0, 16), ylim=(0, 1.12))
     idle = sum(rate == 0 for rate in rates)
     return figure, (

@@ -309,7 +309,7 @@ def test_where_the_network_is_least_sure():
     said = [(shown.classes[shown.labels[i]], shown.classes[answers[i]]) for i in share.argsort()[:3]]
     assert said == [("airplane", "ship"), ("deer", "deer"), ("cat", "cat")]
     assert "least sure of the first airplane, and wrong: it calls it a ship" in prose(LESSON)
-    assert "next lowest shares go to a deer and a cat, and there it is right" in prose(LESSON)
+    assert "Next come a deer and a cat, and both are right" in prose(LESSON)
 
 
 def terms():

@@ -55,7 +55,7 @@ def test_readme_says_what_fast_reaches_and_what_its_4_bits_cost():
             (statistics.mean(values), quantile * statistics.stdev(values) / seeds**0.5) for values in (gaps, fast, twin)
         )
         assert min(fast) >= 92.34
-        assert f"cost {mean:.2f}{' points' * (seeds == 5)}, from {mean - half:.2f} to {mean + half:.2f}" in readme
+        assert f" cost {mean:.2f}{' points' * (seeds == 5)}, from {mean - half:.2f} to {mean + half:.2f}" in readme
         for mean, half in both:
             assert f"{mean:.2f} ± {half:.2f} %" in (readme if seeds == 5 else book)
     said = readme

@@ -1,7 +1,9 @@
 """Where the time of a recipe's training step goes, and how near it comes to this machine's matrix product."""
 
+import json
 import statistics
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from ..data import SOURCES, batches, normalize
+from ..files import write_whole
 from ..layers import quantized_layers
+from ..machine import describe
 from ..recipes import RECIPES, Recipe
 from ..step import build, faster_precision, step_seconds
 from .bench import SIZES, matmul_seconds
+from .doctor import recipe_line
 
+NAME = "step-times.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PARTS = ("data", "forward", "quantizer", "backward", "optimizer")
 
@@ -60,14 +66,19 @@ def step_parts(recipe: Recipe, precision: str, size: int, steps: int) -> dict[st
     return {part: statistics.median(values[1:]) for part, values in found.items()}
 
 
-def times_paper(precision: str, rounds: int = 3) -> float:
-    """How many times as long 110 epochs of `paper` take as all of `fast`: steps in one precision, turn and turn about.
+def fastest_steps(precision: str, rounds: int) -> dict[str, float]:
+    """Seconds of a step of `paper` and of `fast`, the fastest of some rounds, turn and turn about."""
+    names = ("paper", "fast")
+    found = [[step_seconds(RECIPES[name], precision, steps=1) for name in names] for _ in range(rounds)]
+    return dict(zip(names, map(min, zip(*found, strict=True)), strict=True))
+
+
+def times_paper(of_paper: float, of_fast: float) -> float:
+    """How many times as long 110 epochs of `paper` take as all of `fast`, from the seconds of a step of each.
 
     110 is the epoch of the paper's best accuracy, 92.34 %; evaluation is not counted.
     """
     paper, fast = RECIPES["paper"], RECIPES["fast"]
-    pairs = [[step_seconds(recipe, precision, steps=1) for recipe in (paper, fast)] for _ in range(rounds)]
-    of_paper, of_fast = map(min, zip(*pairs, strict=True))
     images = SOURCES["cifar10"].train
     return 110 * paper.steps(images) * of_paper / (fast.epochs * fast.steps(images) * of_fast)
 
@@ -98,4 +109,18 @@ def main(name: str = "fast", steps: int = 5, size: int = 0) -> None:
             f"forward: {share['quantizer']}; idle: {100 * parts['idle']:.0f} % | {gemm / 1e9:,.0f} GFLOP/s |",
             flush=True,
         )
-    print(f"\n110 epochs of `paper` take {times_paper(chosen):.1f} times as long as all of `fast`, both in {chosen}.")
+    times = times_paper(*fastest_steps(chosen, rounds=3).values())
+    print(f"\n110 epochs of `paper` take {times:.1f} times as long as all of `fast`, both in {chosen}.")
+
+
+def record(rounds: int = 9) -> None:
+    """Write the seconds of a step of both in each precision, and what `q4 doctor` tells, to `notebooks/results`."""
+    seconds = {precision: fastest_steps(precision, rounds) for precision in DTYPES}
+    told = recipe_line(RECIPES["fast"], faster_precision(RECIPES["fast"]), "cpu")
+    file = Path(__file__).parents[2] / "notebooks" / "results" / NAME
+    text = json.dumps({"seconds": seconds, "rounds": rounds, "doctor": told, **describe("cpu")}, indent=1)
+    write_whole(file, (text + "\n").encode())
+
+
+if __name__ == "__main__":
+    record()

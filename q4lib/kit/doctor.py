@@ -35,7 +35,7 @@ def main() -> None:
         precision = _compare_steps()
         print("recipes:")
         for recipe in RECIPES.values():
-            print(f"  {_recipe_line(recipe, precision, device)}", flush=True)
+            print(f"  {recipe_line(recipe, precision, device)}", flush=True)
     folder = home()
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     print(f"Q4_HOME: {folder}, {shutil.disk_usage(there).free / 1e9:.0f} GB free")
@@ -84,7 +84,7 @@ def _step_seconds(precision: str, layout: str, steps: int = 3) -> float:
     return min(seconds[1:] or seconds)
 
 
-def _recipe_line(recipe: Recipe, faster: str, device: str) -> str:
+def recipe_line(recipe: Recipe, faster: str, device: str) -> str:
     """How long training and evaluation take, told from a few steps; the data set is not loaded."""
     precision = recipe.precision
     if precision == "auto":

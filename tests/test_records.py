@@ -68,6 +68,24 @@ def test_readme_says_what_fast_reaches_and_what_its_4_bits_cost():
         assert f"{epochs[-1]['test_acc']:.2f} % at {run['recipe']['bits']}" in said
 
 
+def test_readme_says_how_much_longer_the_paper_s_epochs_take():
+    """110 epochs of 391 steps against eight of 98, from the recorded seconds of a step; and doctor's word is near."""
+    found = json.loads((RESULTS / "step-times.json").read_text())
+    fp32, bf16 = (found["seconds"][precision] for precision in ("fp32", "bf16"))
+    one, two, mixed = (
+        110 * 391 * paper / (8 * 98 * fast)
+        for paper, fast in ((fp32["paper"], fp32["fast"]), (bf16["paper"], bf16["fast"]), (fp32["paper"], bf16["fast"]))
+    )
+    said = " ".join((ROOT / "README.md").read_text().split())
+    assert f"take {one:.1f} times as long as those of eight of `fast`, both in fp32, and {two:.1f} times, both" in said
+    assert min(one, two) >= 10 and f"`paper` in fp32 and `fast` in bf16, {mixed:.0f} times" in said
+    runs = [read_log(RESULTS / f"fast-cifar10-b4-s{seed}")[1] for seed in range(5)]
+    minutes = statistics.median(sum(line["seconds"] for line in run) for run in runs) / 60
+    told = int(found["doctor"].removeprefix("fast: ").partition(" min")[0])
+    assert f"{minutes:.0f} minutes a run. `q4 doctor` told {told}, on the machine" in said
+    assert told == pytest.approx(minutes, rel=0.15)
+
+
 def test_readme_says_what_record_reaches():
     """In six views, in one, and what it loses to its FP32 twin there; with t intervals for one and three degrees."""
 
